@@ -1,0 +1,85 @@
+// What every architecture offers: a training pass with sampled roles, and an inference step through the
+// evicting cache. Parameters are plain named tensors.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "natslm/cache/kv_cache.h"
+#include "natslm/roles/roles.h"
+
+namespace natslm::models {
+
+struct Config {
+  std::string architecture = "gpt";
+  int32_t layers = 4;
+  int32_t width = 128;
+  int32_t q_heads = 2;
+  int32_t kv_heads = 2;
+  int32_t head_dim = 64;
+  int32_t hidden = 512;       // of the feed-forward block
+  int32_t vocabulary = 2048;
+  int32_t context = 512;      // longest sequence the model was built for
+  double rope_base = 10000;
+  double norm_epsilon = 1e-5;
+  roles::Options roles;
+};
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+struct TrainingInput {
+  at::Tensor tokens;                  // [B, T] int64
+  std::optional<at::Tensor> lengths;  // [B] int32; absent: all T
+  at::Tensor sequences;               // [B] int64 ids that key the role noise; undefined: 0 .. B - 1
+  uint64_t seed = 0;                  // of the role noise
+  int64_t step = 0;
+  bool sample = true;                 // false: argmax roles without noise, no role gradient
+  float bias = 0;                     // budget bias, added to the S logit
+};
+
+// Shares of the causal pairs / of the keys, means over sequences, layers and KV heads; 1 for dense.
+struct Shares {
+  double pairs = 1, kv_end = 1, kv_mean = 1;
+};
+
+struct TrainingOutput {
+  at::Tensor logits;        // [B, T, V]
+  at::Tensor price;         // scalar C of the sampled roles, differentiable; undefined if dense
+  Shares sampled;           // of the roles used in this pass
+  double argmax_kv_end = 1; // KV at end that argmax roles with bias 0 would give: what budget control steers
+};
+
+// Rows of one inference step, see cache::Step.
+struct StepInput {
+  cache::Step step;
+  at::Tensor tokens;               // [rows] int64
+  bool last_row_only = false;      // logits of each sequence's last row instead of all rows
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  const Config& config() const { return config_; }
+  // Owned by the model; the tensors' storage is updated in place by training. Names are those of the
+  // weight file.
+  const NamedTensors& parameters() const { return parameters_; }
+  virtual TrainingOutput forward(const TrainingInput& input) = 0;
+  // Appends the rows to the cache and returns logits [rows or sequences, V]. No gradient.
+  virtual at::Tensor step(const StepInput& input, cache::KvCache& cache) = 0;
+  cache::Shape cache_shape(at::ScalarType dtype = at::kFloat) const {
+    return {config_.layers, config_.q_heads, config_.kv_heads, config_.head_dim, dtype};
+  }
+
+ protected:
+  Config config_;
+  NamedTensors parameters_;
+};
+
+}  // namespace natslm::models

@@ -1,0 +1,25 @@
+// What the roles mean: the only folder that knows the words Global, Local and Sliding window.
+// Everything it hands on is lifetimes (base/lifetime.h).
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace natslm::roles {
+
+enum Role : int8_t { kGlobal = 0, kLocal = 1, kSliding = 2 };
+inline constexpr int kRoles = 3;
+
+// Which roles a model may give. `gs` is Dynamic Memory Sparsification's pair; dense has no score layer.
+enum class RoleSet : int8_t { kDense, kGls, kGs, kGl };
+std::string_view name(RoleSet set);            // "dense", "gls", "gs", "gl"
+RoleSet role_set_from(std::string_view name);  // throws Error listing what is allowed
+
+struct Options {
+  RoleSet set = RoleSet::kGls;
+  int32_t window = 16;  // W >= 0: a Sliding token is readable by the next W queries besides its own
+  int32_t chunk = 1;    // c >= 1: one role for c consecutive tokens
+};
+
+}  // namespace natslm::roles
