@@ -36,6 +36,12 @@ endif()
 # The dependency chain follows the include table of the architecture page.
 function(natslm_library name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
+  if(NOT arg_SOURCES)  # headers only
+    add_library(${name} INTERFACE)
+    target_include_directories(${name} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
+    target_link_libraries(${name} INTERFACE ${arg_DEPENDS})
+    return()
+  endif()
   add_library(${name} STATIC ${arg_SOURCES})
   target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
   target_link_libraries(${name} PUBLIC ${arg_DEPENDS} PRIVATE natslm_warnings)
