@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/models/safetensors.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "natslm/base/atomic_file.h"
+#include "natslm/base/error.h"
+
+namespace natslm::models {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class Safetensors : public ::testing::Test {
+ protected:
+  Safetensors()
+      : folder_(fs::temp_directory_path() / ("natslm-safetensors-" + std::to_string(::getpid()))) {
+    fs::create_directories(folder_);
+    path_ = folder_ / "weights.safetensors";
+  }
+  ~Safetensors() override { fs::remove_all(folder_); }
+
+  void put(std::string_view bytes) const {
+    std::ofstream(path_, std::ios::binary).write(bytes.data(), std::ssize(bytes));
+  }
+  // A file with this header text and so many zero bytes of data.
+  void put_header(std::string_view header, size_t data_bytes) const {
+    const uint64_t length = header.size();
+    std::string file(reinterpret_cast<const char*>(&length), 8);
+    file += header;
+    file.append(data_bytes, '\0');
+    put(file);
+  }
+  // The message of opening the file, "" if that worked.
+  std::string open_error() const {
+    try {
+      const SafetensorsFile file(path_);
+      for (const auto& entry : file.entries()) read_all(file.tensor(entry.name));
+      return "";
+    } catch (const Error& e) {
+      return e.what();
+    }
+  }
+  // Touches every byte, so that a wrong range would be seen by the sanitizer or the memory manager.
+  static void read_all(const at::Tensor& tensor) {
+    const auto* bytes = static_cast<const volatile unsigned char*>(tensor.const_data_ptr());
+    for (size_t i = 0; i < tensor.nbytes(); ++i) static_cast<void>(bytes[i]);
+  }
+
+  fs::path folder_, path_;
+};
+
+NamedTensors small_set() {
+  return {{"a", at::arange(6, at::kFloat).reshape({2, 3})},
+          {"b.weight", at::arange(3, at::kFloat).to(at::kBFloat16)},
+          {"c", at::scalar_tensor(2.5, at::kFloat)},
+          {"none", at::empty({0, 4}, at::kFloat)}};
+}
+
+TEST_F(Safetensors, WhatIsWrittenIsReadBackWithNamesTypesShapesAndMetadata) {
+  NamedTensors all = small_set();
+  all.emplace_back("steps", at::full({1}, int64_t{1} << 40, at::kLong));
+  all.emplace_back("half", at::arange(5, at::kFloat).to(at::kHalf));
+  const Metadata metadata = {{"format", "natslm"}, {"note", "line\nbreak \xc3\xa9 \"quoted\""}};
+  write_safetensors(path_, all, metadata);
+  const SafetensorsFile file(path_);
+  EXPECT_EQ(file.metadata(), metadata);
+  EXPECT_EQ(file.entries().size(), all.size());
+  for (const auto& [name, tensor] : all) {
+    const at::Tensor back = file.tensor(name);
+    EXPECT_EQ(back.scalar_type(), tensor.scalar_type()) << name;
+    EXPECT_EQ(back.sizes(), tensor.sizes()) << name;
+    EXPECT_TRUE(at::equal(back, tensor)) << name;
+  }
+}
+
+TEST_F(Safetensors, StridedTensorsAreWrittenByValue) {
+  const at::Tensor base = at::randn({4, 6});
+  write_safetensors(path_, {{"t", base.t()}, {"part", base.slice(1, 1, 4)}});
+  const SafetensorsFile file(path_);
+  EXPECT_TRUE(at::equal(file.tensor("t"), base.t()));
+  EXPECT_TRUE(at::equal(file.tensor("part"), base.slice(1, 1, 4)));
+}
+
+TEST_F(Safetensors, AnEmptySetIsAValidFile) {
+  write_safetensors(path_, {});
+  EXPECT_TRUE(SafetensorsFile(path_).entries().empty());
+}
+
+TEST_F(Safetensors, TheSameTensorsGiveTheSameBytes) {
+  write_safetensors(path_, small_set(), {{"k", "v"}});
+  const std::string first = read_file(path_);
+  write_safetensors(path_, small_set(), {{"k", "v"}});
+  EXPECT_EQ(first, read_file(path_));
+}
+
+TEST_F(Safetensors, TensorsOutliveTheFileObjectAndTheFileItself) {
+  write_safetensors(path_, small_set());
+  at::Tensor a;
+  {
+    const SafetensorsFile file(path_);
+    a = file.tensor("a");
+  }
+  fs::remove(path_);
+  EXPECT_TRUE(at::equal(a, at::arange(6, at::kFloat).reshape({2, 3})));
+}
+
+TEST_F(Safetensors, WritingToATensorLeavesTheFileAlone) {
+  write_safetensors(path_, small_set());
+  const std::string before = read_file(path_);
+  SafetensorsFile(path_).tensor("a").fill_(7);
+  EXPECT_EQ(before, read_file(path_));
+}
+
+TEST_F(Safetensors, UnalignedDataOfOtherWritersIsRead) {
+  // One byte of U8 first, so that the float after it starts at an odd address.
+  put_header(R"({"u":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+             R"("f":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})",
+             9);
+  const SafetensorsFile file(path_);
+  EXPECT_TRUE(at::equal(file.tensor("f"), at::full({2}, 0.0f)));
+}
+
+TEST_F(Safetensors, TheOrderOfTheHeaderDoesNotMatter) {
+  put_header(R"({"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},)"
+             R"("a":{"data_offsets":[0,4],"shape":[1],"dtype":"F32"}}   )",
+             8);
+  const SafetensorsFile file(path_);
+  ASSERT_EQ(file.entries().size(), 2);
+  EXPECT_EQ(file.entries()[0].name, "a");
+}
+
+TEST_F(Safetensors, AFileTruncatedAnywhereIsRefusedInOneLine) {
+  write_safetensors(path_, small_set(), {{"k", "v"}});
+  const std::string whole = read_file(path_);
+  for (size_t size = 0; size < whole.size(); ++size) {
+    put(std::string_view(whole).substr(0, size));
+    const std::string error = open_error();
+    ASSERT_THAT(error, HasSubstr("weights.safetensors")) << "cut to " << size << " bytes";
+    ASSERT_THAT(error, Not(HasSubstr("\n"))) << "cut to " << size << " bytes";
+  }
+}
+
+TEST_F(Safetensors, AFlippedHeaderBitIsRefusedOrHarmless) {
+  write_safetensors(path_, small_set(), {{"k", "v"}});
+  const std::string whole = read_file(path_);
+  uint64_t header = 0;
+  std::memcpy(&header, whole.data(), 8);
+  int refused = 0;
+  for (size_t bit = 0; bit < 8 * (8 + header); ++bit) {
+    std::string flipped = whole;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << (bit % 8)));
+    put(flipped);
+    const std::string error = open_error();  // also reads every byte of every tensor
+    ASSERT_THAT(error, Not(HasSubstr("\n"))) << "bit " << bit << ": " << error;
+    refused += !error.empty();
+  }
+  // A flip inside a name, the metadata or the padding can go unnoticed; the rest must not.
+  EXPECT_GT(refused, 8 * header / 2);
+}
+
+TEST_F(Safetensors, HostileHeadersAreRefusedWithTheReason) {
+  struct Case {
+    const char* header;
+    const char* reason;
+  };
+  const std::string deep(100'000, '[');
+  const Case cases[] = {
+      {"", "not valid JSON"},
+      {"{", "not valid JSON"},
+      {"[]", "expected a JSON object"},
+      {"\xff\xfe", "not valid JSON"},
+      {deep.c_str(), "not valid JSON"},
+      {R"({"t":3})", "expected an object with dtype, shape and data_offsets"},
+      {R"({"t":{"dtype":"F32","shape":[2]}})", "expected an object with dtype"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}})",
+       "expected an object with"},
+      {R"({"t":{"dtype":"F33","shape":[2],"data_offsets":[0,8]}})",
+       R"(has dtype "F33", expected one of)"},
+      {R"({"t":{"dtype":4,"shape":[2],"data_offsets":[0,8]}})", "has dtype 4, expected one of"},
+      {R"({"t":{"dtype":"F32","shape":2,"data_offsets":[0,8]}})", "has shape 2, expected an array"},
+      {R"({"t":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})", "expected whole numbers"},
+      {R"({"t":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}})", "expected whole numbers"},
+      {R"({"t":{"dtype":"F32","shape":[1e300],"data_offsets":[0,8]}})", "expected whole numbers"},
+      {R"({"t":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}})",
+       "expected whole numbers"},
+      {R"({"t":{"dtype":"F32","shape":[99999999999999999999999],"data_offsets":[0,8]}})",
+       "expected whole numbers"},
+      {R"({"t":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})",
+       "expected at most"},
+      {R"({"t":{"dtype":"F32","shape":[0,281474976710656,281474976710656],"data_offsets":[0,0]}})",
+       "expected at most"},
+      {R"({"t":{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,2],"data_offsets":[0,8]}})",
+       "expected an array of at most 16 sizes"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0]}})", "expected [begin, end]"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", "expected [begin, end]"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]}})", "expected [begin, end]"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,7]}})", "has 7 bytes, expected 8"},
+      {R"({"t":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}})", "truncated"},
+      {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+       "has 8 bytes of data, the header expects 4"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[18446744073709551608,18446744073709551616]}})",
+       "expected [begin, end]"},
+      {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[18446744073709551611,18446744073709551615]}})",
+       "neither overlap nor leave gaps"},
+      {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+       "starts at data byte 4, expected 0"},
+      {R"({"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"u":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+       "neither overlap nor leave gaps"},
+      {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+       "'t' stands twice"},
+      {R"({"t":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+       "'dtype' stands twice"},
+      {R"({"__metadata__":[],"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+       "__metadata__ is []"},
+      {R"({"__metadata__":{"a":1},"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+       "__metadata__ entry 'a' is 1"},
+      {R"({"__metadata__":{"a":"x","a":"y"},"t":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+       "'a' stands twice"},
+      {R"({"new\nline":{"dtype":"F32","shape":[2],"data_offsets":[0,7]}})", "'new\\x0aline'"},
+  };
+  for (const Case& c : cases) {
+    put_header(c.header, 8);
+    EXPECT_THAT(open_error(),
+                AllOf(HasSubstr("weights.safetensors"), HasSubstr(c.reason), Not(HasSubstr("\n"))))
+        << std::string_view(c.header).substr(0, 100);
+  }
+}
+
+TEST_F(Safetensors, AHeaderLengthBeyondTheFileIsRefused) {
+  for (const uint64_t length : {uint64_t{9}, uint64_t{1} << 40, ~uint64_t{0}, ~uint64_t{0} - 7}) {
+    std::string file(reinterpret_cast<const char*>(&length), 8);
+    put(file + "{}      ");
+    EXPECT_THAT(open_error(), HasSubstr("header claims " + std::to_string(length) +
+                                        " bytes, expected at most 8"));
+  }
+}
+
+TEST_F(Safetensors, WhatIsNotAFileIsRefused) {
+  EXPECT_THAT(open_error(), HasSubstr("cannot open"));
+  fs::create_directory(path_);
+  EXPECT_THAT(open_error(), HasSubstr("not a regular file"));
+}
+
+TEST_F(Safetensors, AskingForAnotherNameOrShapeSaysWhatIsThere) {
+  write_safetensors(path_, small_set());
+  const SafetensorsFile file(path_);
+  const auto message = [](auto call) -> std::string {
+    try {
+      call();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(message([&] { file.tensor("nope"); }),
+              AllOf(HasSubstr("no tensor 'nope'"), HasSubstr("it has 4 tensors")));
+  EXPECT_THAT(message([&] {
+                file.tensor("a", {3, 2});
+              }),
+              AllOf(HasSubstr("tensor 'a' has shape [2, 3], expected [3, 2]")));
+  EXPECT_THAT(message([&] {
+                write_safetensors(path_, {{"x", at::full({1}, 1, at::kInt)}});
+                SafetensorsFile(path_).tensor("x", {1});
+              }),
+              HasSubstr("has dtype Int, expected a floating-point one"));
+  EXPECT_TRUE(at::equal(file.tensor("a", {2, 3}), at::arange(6, at::kFloat).reshape({2, 3})));
+}
+
+TEST_F(Safetensors, WhatCannotBeWrittenIsRefusedAndTheOldFileStays) {
+  write_safetensors(path_, small_set());
+  const std::string before = read_file(path_);
+  const at::Tensor one = at::full({1}, 1.0f);
+  EXPECT_THROW(write_safetensors(path_, {{"x", one}, {"x", one}}), Error);
+  EXPECT_THROW(write_safetensors(path_, {{"__metadata__", one}}), Error);
+  EXPECT_THROW(write_safetensors(path_, {{"bad\xff", one}}), Error);
+  EXPECT_THROW(write_safetensors(path_, {{"x", at::full({1}, true, at::kBool)}}), Error);
+  EXPECT_THROW(write_safetensors(folder_ / "no" / "folder", {{"x", one}}), Error);
+  EXPECT_EQ(before, read_file(path_));
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1) << "a temporary file was left";
+}
+
+}  // namespace
+}  // namespace natslm::models
