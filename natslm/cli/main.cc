@@ -49,8 +49,10 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
     std::string names;
     for (const CLI::App* child : children) names += (names.empty() ? "" : ", ") + child->get_name();
     const auto extra = command->remaining(false);
-    if (!extra.empty() && !extra.front().starts_with("-")) {
-      message = "unknown command '" + extra.front() + "'; there are " + names;
+    if (!extra.empty()) {
+      const bool option = extra.front().starts_with("-");
+      message = (option ? "unknown option '" : "unknown command '") + extra.front() + "'" +
+                (option ? "" : "; there are " + names);
     } else if (dynamic_cast<const CLI::RequiredError*>(&error)) {
       message = "a command is missing; there are " + names;
     }
