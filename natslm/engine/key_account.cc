@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/engine/key_account.h"
+
+#include <algorithm>
+
+#include "natslm/base/error.h"
+
+namespace natslm::engine {
+
+const std::vector<double>& KeyAccount::harmonic(int32_t tokens) {
+  while (static_cast<int32_t>(harmonic_.size()) <= tokens) {
+    harmonic_.push_back(harmonic_.back() + 1.0 / static_cast<double>(harmonic_.size()));
+  }
+  return harmonic_;
+}
+
+void KeyAccount::on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> stored) {
+  WatchedPolicy::on_append(fresh, stored);
+  // From here on it is settled what each query of the step can read: the stored keys and the new
+  // ones, each up to its `last`. What the policy decides after the step concerns later queries.
+  if (static_cast<int32_t>(slots_.size()) <= fresh.slot) slots_.resize(fresh.slot + 1);
+  Slot& slot = slots_[fresh.slot];
+  if (slot.readable.empty()) slot.readable.assign(layers_, 0);
+
+  const int32_t count = static_cast<int32_t>(fresh.last.size(1));
+  const int32_t begin = fresh.first_position;
+  const int32_t newest = begin + count - 1;
+  const std::vector<double>& sum = harmonic(newest + 1);
+  // Query i has i + 1 keys so far, so a key readable by queries a .. b adds 1/(a + 1) + ... + 1/(b
+  // + 1).
+  const auto share = [&](int32_t a, int32_t b) { return b < a ? 0.0 : sum[b + 1] - sum[a]; };
+
+  const int32_t* last = fresh.last.const_data_ptr<int32_t>();
+  int64_t readable = 0;
+  double shares = 0;
+  for (int32_t head = 0; head < heads_; ++head) {
+    int64_t survivors = 0;
+    for (const int32_t end : stored[head].last) {
+      if (end >= newest) {
+        ++survivors;
+      } else {
+        shares += share(begin, end);
+      }
+    }
+    shares += static_cast<double>(survivors) * share(begin, newest);
+    readable += survivors;
+    for (int32_t row = 0; row < count; ++row) {
+      const int32_t end = last[head * count + row];
+      readable += end >= newest;
+      shares += share(begin + row, std::min(end, newest));
+    }
+  }
+  slot.readable[fresh.layer] = readable;
+  slot.share_sum += shares;
+  slot.tokens = newest + 1;
+}
+
+void KeyAccount::reset(int32_t slot) {
+  WatchedPolicy::reset(slot);
+  if (slot < static_cast<int32_t>(slots_.size())) slots_[slot] = Slot{};
+}
+
+KeyShares KeyAccount::shares(int32_t slot) const {
+  if (slot >= static_cast<int32_t>(slots_.size()) || slots_[slot].tokens == 0) return {};
+  const Slot& s = slots_[slot];
+  int64_t readable = 0;
+  for (const int64_t of_layer : s.readable) readable += of_layer;
+  const double pairs = static_cast<double>(s.tokens) * layers_ * heads_;
+  return {static_cast<double>(readable) / pairs, s.share_sum / pairs};
+}
+
+}  // namespace natslm::engine
