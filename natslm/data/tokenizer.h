@@ -1,5 +1,5 @@
-// Text <-> token ids. Encoding any byte string and decoding it again gives the same bytes, invalid UTF-8
-// included.
+// Text <-> token ids. Encoding any byte string and decoding it again gives the same bytes, invalid
+// UTF-8 included. All calls are const and may come from several threads at once.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -16,14 +16,27 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
   virtual int32_t vocabulary() const = 0;  // ids are 0 .. vocabulary() - 1
-  virtual std::vector<int32_t> encode(std::string_view text) const = 0;
+  // Appends the ids of `text` to `ids`. The contents of added tokens ("<|endoftext|>") are
+  // recognised in the text.
+  virtual void encode_to(std::string_view text, std::vector<int32_t>& ids) const = 0;
+  virtual std::vector<int32_t> encode(std::string_view text) const {
+    std::vector<int32_t> ids;
+    encode_to(text, ids);
+    return ids;
+  }
   // The bytes of the tokens one after the other; throws Error for an id outside the vocabulary.
   virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
   // The bytes of one token (may be a part of a UTF-8 character).
   virtual std::string token_bytes(int32_t id) const = 0;
   // Id of the token that separates documents, or -1.
   virtual int32_t end_of_text() const { return -1; }
-  // Writes tokenizer.json into `folder`.
+  // For text that comes in blocks: a length n such that, whatever follows `text`,
+  // encode(all) = encode(first n bytes) + encode(the rest). The largest that is found quickly; 0 if
+  // there is none.
+  virtual size_t stable_prefix(std::string_view text) const = 0;
+  // Equal for tokenizers that give the same ids for every text; packed files carry it.
+  virtual uint64_t fingerprint() const = 0;
+  // Writes tokenizer.json (Hugging Face's form) into `folder`, which must exist.
   virtual void save(const std::filesystem::path& folder) const = 0;
 };
 
