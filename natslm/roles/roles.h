@@ -11,15 +11,28 @@ namespace natslm::roles {
 enum Role : int8_t { kGlobal = 0, kLocal = 1, kSliding = 2 };
 inline constexpr int kRoles = 3;
 
-// Which roles a model may give. `gs` is Dynamic Memory Sparsification's pair; dense has no score layer.
+// Which roles a model may give. `gs` is Dynamic Memory Sparsification's pair; dense has no score
+// layer.
 enum class RoleSet : int8_t { kDense, kGls, kGs, kGl };
 std::string_view name(RoleSet set);            // "dense", "gls", "gs", "gl"
 RoleSet role_set_from(std::string_view name);  // throws Error listing what is allowed
+
+constexpr bool allows(RoleSet set, Role role) {
+  if (role == kLocal) return set == RoleSet::kGls || set == RoleSet::kGl;
+  if (role == kSliding) return set == RoleSet::kGls || set == RoleSet::kGs;
+  return true;
+}
 
 struct Options {
   RoleSet set = RoleSet::kGls;
   int32_t window = 16;  // W >= 0: a Sliding token is readable by the next W queries besides its own
   int32_t chunk = 1;    // c >= 1: one role for c consecutive tokens
 };
+
+// Throws Error unless window and chunk are in range.
+void check(const Options& options);
+
+// The score layer's outputs are head-major: logits[kRoles * head + role], and so are the rows of
+// its weight [kRoles * Hkv, width].
 
 }  // namespace natslm::roles

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/roles/assign_roles.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "natslm/ops/parallel.h"
+#include "natslm/roles/assignment.h"
+
+namespace natslm::roles {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <class T>
+const T* data_or_null(const Tensor& x) {
+  return x.defined() ? x.const_data_ptr<T>() : nullptr;
+}
+
+struct Outputs {
+  AssignedRoles assigned;  // but for the price
+  Tensor soft;             // undefined unless sampling
+};
+
+Outputs run(const Tensor& logits_in, const Options& options, const Tensor& lengths,
+            const std::optional<Noise>& noise, const Tensor& bias) {
+  // Sampling in less than float32 would make ties out of differences.
+  Tensor logits = logits_in.scalar_type() == at::kFloat ? logits_in : logits_in.to(at::kFloat);
+  if (logits.stride(2) != 1) logits = logits.contiguous();
+  const int64_t b = logits.size(0), t = logits.size(1), h = logits.size(2) / kRoles;
+  const auto floats = logits.options().requires_grad(false);
+  const auto integers = floats.dtype(at::kInt);
+
+  Outputs out;
+  AssignedRoles& a = out.assigned;
+  a.roles = at::empty({b, h, t}, floats.dtype(at::kChar));
+  a.last = at::empty({b, h, t}, integers);
+  a.horizons = at::empty({kRoles, b, h, t}, integers);
+  a.onehot = at::empty({b, h, t, kRoles}, floats);
+  a.shares = at::empty({b, h, kShares}, floats);
+  if (noise) out.soft = at::empty({b, h, t / options.chunk, kRoles}, floats);
+  const Tensor sequences =
+      noise && noise->sequences.defined() ? noise->sequences.contiguous() : Tensor();
+
+  Assignment p;
+  p.batch = static_cast<int32_t>(b);
+  p.kv_heads = static_cast<int32_t>(h);
+  p.tokens = static_cast<int32_t>(t);
+  p.options = options;
+  p.logits = logits.const_data_ptr<float>();
+  p.logits_batch_stride = logits.stride(0);
+  p.logits_token_stride = logits.stride(1);
+  p.lengths = data_or_null<int32_t>(lengths);
+  p.bias = data_or_null<float>(bias);
+  p.sample = noise.has_value();
+  if (noise) {
+    p.seed = noise->seed;
+    p.step = noise->step;
+    p.layer = noise->layer;
+    p.first_head = noise->first_head;
+    p.soft = out.soft.mutable_data_ptr<float>();
+  }
+  p.sequences = data_or_null<int64_t>(sequences);
+  p.roles = a.roles.mutable_data_ptr<int8_t>();
+  p.last = a.last.mutable_data_ptr<int32_t>();
+  p.horizons = a.horizons.mutable_data_ptr<int32_t>();
+  p.onehot = a.onehot.mutable_data_ptr<float>();
+  p.shares = a.shares.mutable_data_ptr<float>();
+  p.parallel = ops::torch_threads();
+  assign(p);
+  return out;
+}
+
+class SampleRoles : public torch::autograd::Function<SampleRoles> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Options& options,
+                               const Tensor& lengths, const Noise& noise, const Tensor& bias) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    Outputs out = run(logits, options, lengths, noise, bias);
+    AssignedRoles& a = out.assigned;
+    ctx->saved_data["chunk"] = int64_t{options.chunk};
+    ctx->saved_data["dtype"] = logits.scalar_type();
+    ctx->save_for_backward({lengths, a.horizons, out.soft});
+    ctx->mark_non_differentiable({a.roles, a.last, a.horizons, a.shares});
+    ctx->set_materialize_grads(false);
+    const Tensor price = a.shares.select(-1, kPairs).mean();
+    return {a.onehot, price, a.roles, a.last, a.horizons, a.shares};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &lengths = saved[0], &horizons = saved[1], &soft = saved[2];
+    const int64_t b = horizons.size(1), h = horizons.size(2), t = horizons.size(3);
+    Tensor dlogits = at::empty({b, t, kRoles * h}, soft.options());
+
+    AssignmentGradient p;
+    p.batch = static_cast<int32_t>(b);
+    p.kv_heads = static_cast<int32_t>(h);
+    p.tokens = static_cast<int32_t>(t);
+    p.chunk = static_cast<int32_t>(ctx->saved_data["chunk"].toInt());
+    p.lengths = data_or_null<int32_t>(lengths);
+    p.horizons = horizons.const_data_ptr<int32_t>();
+    p.soft = soft.const_data_ptr<float>();
+    if (grads[0].defined()) {
+      p.donehot = grads[0].const_data_ptr<float>();
+      p.batch_stride = grads[0].stride(0);
+      p.head_stride = grads[0].stride(1);
+      p.token_stride = grads[0].stride(2);
+      p.role_stride = grads[0].stride(3);
+    }
+    if (grads[1].defined()) p.dprice = grads[1].item<double>();
+    p.dlogits = dlogits.mutable_data_ptr<float>();
+    p.parallel = ops::torch_threads();
+    assign_backward(p);
+    return {dlogits.to(ctx->saved_data["dtype"].toScalarType()), {}, {}, {}, {}};
+  }
+};
+
+}  // namespace
+
+AssignedRoles assign_roles(const Tensor& logits, const Options& options,
+                           const std::optional<Tensor>& lengths_in,
+                           const std::optional<Noise>& noise, const Tensor& bias_in) {
+  check(options);
+  TORCH_CHECK(options.set != RoleSet::kDense, "assign_roles: dense attention has no roles");
+  TORCH_CHECK(logits.dim() == 3 && logits.size(2) > 0 && logits.size(2) % kRoles == 0,
+              "assign_roles: logits must be [B, T, 3 * Hkv], got ", logits.sizes());
+  TORCH_CHECK(logits.is_floating_point(), "assign_roles: logits must be floating point, got ",
+              logits.scalar_type());
+  TORCH_CHECK(logits.is_cpu(), "assign_roles: this build has no code for ", logits.device(),
+              "; move the logits to the CPU");
+  const int64_t b = logits.size(0), t = logits.size(1);
+  Tensor lengths, bias;
+  if (lengths_in) {
+    TORCH_CHECK(lengths_in->scalar_type() == at::kInt && lengths_in->sizes() == at::IntArrayRef{b},
+                "assign_roles: lengths must be int32 [", b, "], got ", lengths_in->scalar_type(),
+                " ", lengths_in->sizes());
+    lengths = lengths_in->contiguous();
+    for (int64_t i = 0; i < b; ++i) {
+      const int32_t length = lengths.const_data_ptr<int32_t>()[i];
+      TORCH_CHECK(length >= 0 && length <= t, "assign_roles: length ", length, " of sequence ", i,
+                  " is not in 0..", t);
+    }
+  }
+  if (bias_in.defined()) {
+    TORCH_CHECK(bias_in.scalar_type() == at::kFloat && bias_in.sizes() == at::IntArrayRef{b},
+                "assign_roles: bias must be float32 [", b, "], got ", bias_in.scalar_type(), " ",
+                bias_in.sizes());
+    bias = bias_in.contiguous();
+  }
+  if (!noise) {
+    Outputs out = run(logits, options, lengths, noise, bias);
+    out.assigned.price = out.assigned.shares.select(-1, kPairs).mean();
+    return out.assigned;
+  }
+  if (noise->sequences.defined()) {
+    TORCH_CHECK(noise->sequences.scalar_type() == at::kLong &&
+                    noise->sequences.sizes() == at::IntArrayRef{b},
+                "assign_roles: sequences must be int64 [", b, "], got ",
+                noise->sequences.scalar_type(), " ", noise->sequences.sizes());
+  }
+  const variable_list r = SampleRoles::apply(logits, options, lengths, *noise, bias);
+  return {
+      .roles = r[2], .last = r[3], .horizons = r[4], .onehot = r[0], .price = r[1], .shares = r[5]};
+}
+
+}  // namespace natslm::roles
