@@ -10,7 +10,6 @@
 #include "natslm/base/lifetime.h"
 #include "natslm/roles/gumbel.h"
 #include "natslm/roles/lifetimes.h"
-#include "natslm/roles/streaming_lifetimes.h"
 
 namespace natslm::roles {
 namespace {
@@ -61,15 +60,15 @@ void choose_roles(const Assignment& p, NoiseKey key, int32_t b, int32_t head, in
   float* soft = p.sample && p.soft ? p.soft + row * (p.tokens / p.options.chunk) * kRoles : nullptr;
   for (int32_t chunk = 0; chunk < chunks; ++chunk) {
     Triple scores = chunk_logits(p, b, head, chunk);
-    plain[chunk] = best_role(scores, 0, p.options.set);
+    plain[chunk] = best_role(scores.data(), p.options.set);
     if (!p.sample) {
-      used[chunk] = bias == 0 ? plain[chunk] : best_role(scores, bias, p.options.set);
+      used[chunk] = bias == 0 ? plain[chunk] : best_role(scores.data(), p.options.set, bias);
       continue;
     }
     const Triple noise = gumbel_noise(key, p.first_head + head, sequence, chunk * p.options.chunk);
     scores[kSliding] += bias;
     for (int role = 0; role < kRoles; ++role) scores[role] += noise[role];
-    used[chunk] = best_role(scores, 0, p.options.set);
+    used[chunk] = best_role(scores.data(), p.options.set);
     if (!soft) continue;
     const Triple probabilities = chunk == 0 ? Triple{} : softmax(scores, p.options.set);
     std::copy(probabilities.begin(), probabilities.end(), soft + int64_t{chunk} * kRoles);
