@@ -34,5 +34,19 @@ void check(const Options& options);
 
 // The score layer's outputs are head-major: logits[kRoles * head + role], and so are the rows of
 // its weight [kRoles * Hkv, width].
+//
+// The best allowed role of one KV head, ties to the earlier of G, L, S. `bias` (the budget bias) is
+// added to the Sliding logit. A logit that is not a number never wins, so that a broken model
+// forgets nothing.
+constexpr Role best_role(const float* logits, RoleSet set, float bias = 0) {
+  Role best = kGlobal;
+  float best_score = logits[kGlobal];
+  if (allows(set, kLocal) && logits[kLocal] > best_score) {
+    best = kLocal;
+    best_score = logits[kLocal];
+  }
+  if (allows(set, kSliding) && logits[kSliding] + bias > best_score) best = kSliding;
+  return best;
+}
 
 }  // namespace natslm::roles
