@@ -1,8 +1,9 @@
-// The evicting key/value cache: ragged per sequence, layer and KV head, paged, dense inside its pages
-// (a dead key's place is taken by the head's last key), pages returned as soon as they are empty.
+// The evicting key/value cache: ragged per sequence, layer and KV head, paged, dense inside its
+// pages (a dead key's place is taken by the head's last key), pages returned as soon as they are
+// empty.
 //
-// bytes() and live_keys() are exact: they are the product's claim. Bytes of a (layer, KV head) never
-// exceed those of its live keys by more than one page, between calls.
+// bytes() and live_keys() are exact: they are the product's claim. Bytes of a (layer, KV head)
+// never exceed those of its live keys by more than one page, between calls.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <memory_resource>
 #include <vector>
 
 #include "natslm/cache/policy.h"
@@ -25,8 +27,8 @@ struct Shape {
 // Rotates x [n, H, D] to the positions [n] (int32); the model supplies it.
 using Rotate = std::function<at::Tensor(const at::Tensor& x, const at::Tensor& positions)>;
 
-// The rows of one step: sequence s of the step owns rows [row_start[s], row_start[s + 1]), lives in cache
-// slot `slots[s]` and starts at that slot's next position.
+// The rows of one step: sequence s of the step owns rows [row_start[s], row_start[s + 1]), lives in
+// cache slot `slots[s]` and starts at that slot's next position.
 struct Step {
   std::vector<int32_t> slots;
   std::vector<int32_t> row_start;  // slots.size() + 1 entries
@@ -51,8 +53,10 @@ struct Usage {
 
 class KvCache {
  public:
-  // `policy` is owned. Throws Error for impossible shapes.
-  KvCache(const Shape& shape, std::unique_ptr<Policy> policy);
+  // `policy` is owned; pages come from `memory`, which must outlive the cache. Throws Error for
+  // impossible shapes.
+  KvCache(const Shape& shape, std::unique_ptr<Policy> policy,
+          std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
   ~KvCache();
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
@@ -63,17 +67,18 @@ class KvCache {
   // Tokens appended so far = position of the next one.
   int32_t length(int32_t slot) const;
 
-  // One layer of one step: decides the new keys' lifetimes, stores them, attends, then evicts what died.
-  // Layers must come in order 0 .. layers - 1. Returns [rows, Hq, D].
+  // One layer of one step: decides the new keys' lifetimes, stores them, attends, then evicts what
+  // died. Layers must come in order 0 .. layers - 1. Returns [rows, Hq, D], of q's type. No
+  // gradient.
   at::Tensor attend(int32_t layer, const Step& step, const LayerInput& input);
   // After the last layer of a step: advances the lengths.
   void finish_step(const Step& step);
-  // The prompt of this slot is complete (see Policy::on_prefill_end).
+  // The prompt of this slot is complete (see Policy::on_prefill_end); call it between steps.
   void finish_prefill(int32_t slot);
 
-  Usage usage() const;                // of now
+  Usage usage() const;  // of now
   Usage usage(int32_t slot) const;
-  Usage peak() const;                 // each member's highest value so far, sampled inside steps too
+  Usage peak() const;  // each member's highest value so far, sampled inside steps too
   void reset_peak();
   // Live keys of every (layer, KV head) of a slot: [layers][kv_heads].
   std::vector<std::vector<int32_t>> live_per_head(int32_t slot) const;

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/cache/kv_cache.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "natslm/base/error.h"
+#include "natslm/cache/head_store.h"
+#include "natslm/cache/page_pool.h"
+#include "natslm/cache/renumbered.h"
+#include "natslm/ops/decode.h"
+
+namespace natslm::cache {
+namespace {
+
+struct Sequence {
+  bool in_use = false;
+  int32_t length = 0;
+  std::vector<HeadStore> heads;            // [layers * Hkv]
+  std::vector<at::Tensor> recent_queries;  // [layers], each [up to query_window(), Hq, D]
+};
+
+void raise_to(Usage& peak, const Usage& now) {
+  peak.live_keys = std::max(peak.live_keys, now.live_keys);
+  peak.live_bytes = std::max(peak.live_bytes, now.live_bytes);
+  peak.held_bytes = std::max(peak.held_bytes, now.held_bytes);
+  peak.metadata_bytes = std::max(peak.metadata_bytes, now.metadata_bytes);
+}
+
+void check_shape(const Shape& shape) {
+  NATSLM_CHECK(shape.layers >= 1 && shape.kv_heads >= 1 && shape.head_dim >= 1,
+               "cache: layers, KV heads and head size must be positive, got ", shape.layers, ", ",
+               shape.kv_heads, ", ", shape.head_dim);
+  NATSLM_CHECK(shape.q_heads >= 1 && shape.q_heads % shape.kv_heads == 0, "cache: ", shape.q_heads,
+               " query heads cannot share ", shape.kv_heads, " KV heads evenly");
+  NATSLM_CHECK(shape.head_dim % 8 == 0 && shape.head_dim <= 256,
+               "cache: head size must be a multiple of 8 up to 256, got ", shape.head_dim);
+}
+
+}  // namespace
+
+struct KvCache::Impl {
+  Impl(const Shape& its_shape, std::unique_ptr<Policy> its_policy,
+       std::pmr::memory_resource* memory)
+      : shape(its_shape),
+        policy(std::move(its_policy)),
+        layout{shape.head_dim, static_cast<int32_t>(size_of(ops::dtype_of(shape.dtype)))},
+        pool(kernels::page_bytes(shape.head_dim, ops::dtype_of(shape.dtype)), memory) {}
+
+  ~Impl() {
+    for (Sequence& sequence : sequences) {
+      for (HeadStore& head : sequence.heads) head.clear(pool);
+    }
+  }
+
+  Sequence& sequence(int32_t slot) {
+    NATSLM_CHECK(slot >= 0 && slot < std::ssize(sequences) && sequences[slot].in_use,
+                 "cache: slot ", slot, " holds no sequence; add_sequence() gives a slot");
+    return sequences[slot];
+  }
+
+  std::span<HeadStore> heads(int32_t slot, int32_t layer) {
+    return std::span(sequences[slot].heads).subspan(layer * shape.kv_heads, shape.kv_heads);
+  }
+
+  std::vector<StoredKeys> stored(int32_t slot, int32_t layer) {
+    std::vector<StoredKeys> all;
+    for (HeadStore& head : heads(slot, layer)) all.push_back(head.view());
+    return all;
+  }
+
+  // Runs `change` on one head and keeps the totals exact.
+  template <class Change>
+  void account(HeadStore& head, const Change& change) {
+    const int64_t keys = head.count(), metadata = head.metadata_bytes();
+    change();
+    live_keys += head.count() - keys;
+    metadata_bytes += head.metadata_bytes() - metadata;
+  }
+
+  int64_t key_bytes() const { return int64_t{2} * shape.head_dim * layout.element_bytes; }
+  Usage usage() const {
+    return {live_keys, live_keys * key_bytes(), pool.held_bytes(), metadata_bytes};
+  }
+
+  void check_step(int32_t layer, const Step& step, const LayerInput& input);
+  void append(int32_t layer, int32_t slot, int32_t begin, int32_t rows, const LayerInput& input,
+              const at::Tensor& k, const at::Tensor& v);
+  void keep_queries(int32_t layer, const Step& step, const at::Tensor& q);
+  // Hides from a step's queries what select() says; the lifetimes to use instead, one list a head.
+  std::vector<std::vector<int32_t>> selected(int32_t layer, const Step& step, const at::Tensor& q);
+  void evict(int32_t slot, int32_t layer, int32_t now);
+  at::Tensor attend(int32_t layer, const Step& step, const LayerInput& input);
+
+  Shape shape;
+  std::unique_ptr<Policy> policy;
+  PageLayout layout;
+  PagePool pool;
+  std::vector<Sequence> sequences;
+  int32_t next_layer = 0;  // of the step under way
+  int64_t live_keys = 0, metadata_bytes = 0;
+  Usage peak;
+};
+
+void KvCache::Impl::check_step(int32_t layer, const Step& step, const LayerInput& input) {
+  NATSLM_CHECK(layer == next_layer, "cache: layer ", layer, " came where layer ", next_layer,
+               " was expected; call attend() for every layer in order, then finish_step()");
+  NATSLM_CHECK(step.row_start.size() == step.slots.size() + 1 && step.row_start[0] == 0 &&
+                   std::ranges::is_sorted(step.row_start),
+               "cache: a step of ", step.slots.size(), " sequences needs ", step.slots.size() + 1,
+               " ascending row starts from 0");
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    const int64_t rows = step.row_start[s + 1] - step.row_start[s];
+    NATSLM_CHECK(sequence(step.slots[s]).length + rows <= kMaxPosition, "cache: sequence of slot ",
+                 step.slots[s], " would be longer than ", kMaxPosition, " tokens");
+    NATSLM_CHECK(std::count(step.slots.begin(), step.slots.end(), step.slots[s]) == 1,
+                 "cache: slot ", step.slots[s], " appears twice in one step");
+  }
+  const int64_t rows = step.row_start.back();
+  const auto check = [&](const char* name, const at::Tensor& x, int64_t heads) {
+    NATSLM_CHECK(x.defined() && x.dim() == 3 && x.size(0) == rows && x.size(1) == heads &&
+                     x.size(2) == shape.head_dim,
+                 "cache: ", name, " must be [", rows, ", ", heads, ", ", shape.head_dim, "]");
+  };
+  check("q", input.q, shape.q_heads);
+  check("k", input.k, shape.kv_heads);
+  check("v", input.v, shape.kv_heads);
+}
+
+void KvCache::Impl::append(int32_t layer, int32_t slot, int32_t begin, int32_t rows,
+                           const LayerInput& input, const at::Tensor& k, const at::Tensor& v) {
+  NewKeys fresh;
+  fresh.slot = slot;
+  fresh.layer = layer;
+  fresh.first_position = sequences[slot].length;
+  fresh.hidden = input.hidden.defined() ? input.hidden.narrow(0, begin, rows) : at::Tensor();
+  fresh.score_weight = input.score_weight;
+  fresh.k = k.narrow(0, begin, rows);
+  fresh.v = v.narrow(0, begin, rows);
+  fresh.last = at::full({shape.kv_heads, rows}, kForever, at::kInt);
+  std::vector<StoredKeys> before = stored(slot, layer);
+  policy->on_append(fresh, before);
+  NATSLM_ASSERT(fresh.last.is_contiguous() && fresh.last.scalar_type() == at::kInt &&
+                fresh.last.sizes() == at::IntArrayRef({shape.kv_heads, rows}));
+
+  const int32_t* last = fresh.last.const_data_ptr<int32_t>();
+  for (int32_t h = 0; h < shape.kv_heads; ++h) {
+    FreshRows row;
+    const int64_t at =
+        (int64_t{begin} * shape.kv_heads + h) * shape.head_dim * layout.element_bytes;
+    row.k = static_cast<const char*>(k.const_data_ptr()) + at;
+    row.v = static_cast<const char*>(v.const_data_ptr()) + at;
+    row.row_stride = int64_t{shape.kv_heads} * shape.head_dim;
+    row.count = rows;
+    row.first_position = fresh.first_position;
+    row.last = last + int64_t{h} * rows;
+    HeadStore& head = heads(slot, layer)[h];
+    account(head, [&] {
+      head.reserve(pool, rows);
+      head.append(layout, row, policy->wants_mass());
+    });
+  }
+}
+
+void KvCache::Impl::keep_queries(int32_t layer, const Step& step, const at::Tensor& q) {
+  const int64_t window = policy->query_window();
+  if (window <= 0) return;
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    const int64_t rows = step.row_start[s + 1] - step.row_start[s];
+    at::Tensor& recent = sequences[step.slots[s]].recent_queries[layer];
+    at::Tensor all = q.narrow(0, step.row_start[s], rows);
+    if (recent.defined()) all = at::cat({recent, all});
+    const int64_t kept = std::min(window, all.size(0));
+    recent = all.narrow(0, all.size(0) - kept, kept).clone();
+  }
+}
+
+std::vector<std::vector<int32_t>> KvCache::Impl::selected(int32_t layer, const Step& step,
+                                                          const at::Tensor& q) {
+  std::vector<std::vector<int32_t>> lasts;
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    const int32_t slot = step.slots[s];
+    Queries queries;
+    queries.slot = slot;
+    queries.layer = layer;
+    queries.first_position = sequences[slot].length;
+    queries.q = q.narrow(0, step.row_start[s], step.row_start[s + 1] - step.row_start[s]);
+    for (int32_t h = 0; h < shape.kv_heads; ++h) {
+      const StoredKeys keys = heads(slot, layer)[h].view();
+      std::vector<uint8_t> read(keys.position.size(), 1);
+      if (queries.q.size(0) > 0) policy->select(queries, h, keys, read);
+      std::vector<int32_t> last(keys.last.begin(), keys.last.end());
+      for (size_t j = 0; j < read.size(); ++j) {
+        if (!read[j]) last[j] = -1;
+      }
+      lasts.push_back(std::move(last));
+    }
+  }
+  return lasts;
+}
+
+void KvCache::Impl::evict(int32_t slot, int32_t layer, int32_t now) {
+  for (HeadStore& head : heads(slot, layer)) {
+    account(head, [&] { head.evict(pool, layout, now, policy->edits_stored()); });
+  }
+}
+
+at::Tensor KvCache::Impl::attend(int32_t layer, const Step& step, const LayerInput& input) {
+  check_step(layer, step, input);
+  const c10::AutoGradMode no_gradient(false);
+  const bool renumbers = policy->renumbers(), mass = policy->wants_mass();
+  std::vector<int32_t> row_position(step.row_start.back());
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    std::iota(row_position.begin() + step.row_start[s],
+              row_position.begin() + step.row_start[s + 1], sequences[step.slots[s]].length);
+  }
+  const at::Tensor positions =
+      at::from_blob(row_position.data(), {std::ssize(row_position)}, at::kInt).clone();
+  const auto prepared = [&](const at::Tensor& x, bool rotate) {
+    return (rotate && input.rotate ? input.rotate(x, positions) : x).to(shape.dtype).contiguous();
+  };
+  const at::Tensor q = prepared(input.q, !renumbers), k = prepared(input.k, !renumbers);
+  const at::Tensor v = prepared(input.v, false);
+
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    const int32_t rows = step.row_start[s + 1] - step.row_start[s];
+    if (rows > 0) append(layer, step.slots[s], step.row_start[s], rows, input, k, v);
+  }
+  raise_to(peak, usage());
+  keep_queries(layer, step, q);
+
+  std::vector<kernels::CachedKeys> keys;
+  for (const int32_t slot : step.slots) {
+    for (HeadStore& head : heads(slot, layer)) keys.push_back(head.cached(mass));
+  }
+  std::vector<std::vector<int32_t>> lasts;
+  if (policy->selects()) lasts = selected(layer, step, q);
+  for (size_t i = 0; i < lasts.size(); ++i) keys[i].last = lasts[i].data();
+  const at::Tensor out =
+      renumbers
+          ? attend_renumbered(*policy, input.rotate, q, step.row_start, row_position, keys,
+                              shape.kv_heads, input.scale)
+          : ops::attend_pages(q, step.row_start, row_position, keys, shape.kv_heads, input.scale);
+
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    const int32_t slot = step.slots[s], rows = step.row_start[s + 1] - step.row_start[s];
+    if (rows == 0) continue;
+    const int32_t now = sequences[slot].length + rows;
+    std::vector<StoredKeys> after = stored(slot, layer);
+    policy->after_step(slot, layer, now, after);
+    evict(slot, layer, now);
+  }
+  next_layer = layer + 1 == shape.layers ? 0 : layer + 1;
+  return out.to(input.q.scalar_type());
+}
+
+KvCache::KvCache(const Shape& shape, std::unique_ptr<Policy> policy,
+                 std::pmr::memory_resource* memory) {
+  check_shape(shape);
+  NATSLM_CHECK(policy, "cache: a policy is needed; \"full\" evicts nothing");
+  impl_ = std::make_unique<Impl>(shape, std::move(policy), memory);
+}
+KvCache::~KvCache() = default;
+KvCache::KvCache(KvCache&&) noexcept = default;
+KvCache& KvCache::operator=(KvCache&&) noexcept = default;
+
+int32_t KvCache::add_sequence() {
+  std::vector<Sequence>& all = impl_->sequences;
+  auto free = std::ranges::find(all, false, &Sequence::in_use);
+  if (free == all.end()) free = all.insert(all.end(), Sequence());
+  free->in_use = true;
+  free->heads.resize(size_t(impl_->shape.layers) * impl_->shape.kv_heads);
+  free->recent_queries.resize(impl_->shape.layers);
+  return static_cast<int32_t>(free - all.begin());
+}
+
+void KvCache::remove_sequence(int32_t slot) {
+  Sequence& sequence = impl_->sequence(slot);
+  for (HeadStore& head : sequence.heads) {
+    impl_->account(head, [&] { head.clear(impl_->pool); });
+  }
+  sequence = Sequence();
+  impl_->policy->reset(slot);
+}
+
+int32_t KvCache::length(int32_t slot) const {
+  return impl_->sequence(slot).length;
+}
+
+at::Tensor KvCache::attend(int32_t layer, const Step& step, const LayerInput& input) {
+  return impl_->attend(layer, step, input);
+}
+
+void KvCache::finish_step(const Step& step) {
+  NATSLM_CHECK(impl_->next_layer == 0, "cache: finish_step() after ", impl_->next_layer, " of ",
+               impl_->shape.layers, " layers");
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    impl_->sequence(step.slots[s]).length += step.row_start[s + 1] - step.row_start[s];
+  }
+}
+
+void KvCache::finish_prefill(int32_t slot) {
+  Sequence& sequence = impl_->sequence(slot);
+  for (int32_t layer = 0; layer < impl_->shape.layers; ++layer) {
+    Queries recent;
+    recent.slot = slot;
+    recent.layer = layer;
+    recent.q = sequence.recent_queries[layer];
+    const int64_t kept = recent.q.defined() ? recent.q.size(0) : 0;
+    recent.first_position = sequence.length - static_cast<int32_t>(kept);
+    std::vector<StoredKeys> stored = impl_->stored(slot, layer);
+    impl_->policy->on_prefill_end(recent, stored);
+    impl_->evict(slot, layer, sequence.length);
+  }
+}
+
+Usage KvCache::usage() const {
+  return impl_->usage();
+}
+
+Usage KvCache::usage(int32_t slot) const {
+  Usage usage;
+  for (const HeadStore& head : impl_->sequence(slot).heads) {
+    usage.live_keys += head.count();
+    usage.held_bytes += std::ssize(head.pages()) * impl_->pool.page_bytes();
+    usage.metadata_bytes += head.metadata_bytes();
+  }
+  usage.live_bytes = usage.live_keys * impl_->key_bytes();
+  return usage;
+}
+
+Usage KvCache::peak() const {
+  return impl_->peak;
+}
+void KvCache::reset_peak() {
+  impl_->peak = impl_->usage();
+}
+
+std::vector<std::vector<int32_t>> KvCache::live_per_head(int32_t slot) const {
+  impl_->sequence(slot);
+  std::vector<std::vector<int32_t>> live(impl_->shape.layers);
+  for (int32_t layer = 0; layer < impl_->shape.layers; ++layer) {
+    for (const HeadStore& head : impl_->heads(slot, layer)) live[layer].push_back(head.count());
+  }
+  return live;
+}
+
+std::vector<int32_t> KvCache::live_positions(int32_t slot, int32_t layer, int32_t head) const {
+  impl_->sequence(slot);
+  NATSLM_CHECK(
+      layer >= 0 && layer < impl_->shape.layers && head >= 0 && head < impl_->shape.kv_heads,
+      "cache: layer ", layer, ", KV head ", head, " is not among ", impl_->shape.layers,
+      " layers of ", impl_->shape.kv_heads, " heads");
+  std::vector<int32_t> positions = impl_->heads(slot, layer)[head].position();
+  std::ranges::sort(positions);
+  return positions;
+}
+
+const Shape& KvCache::shape() const {
+  return impl_->shape;
+}
+const Policy& KvCache::policy() const {
+  return *impl_->policy;
+}
+
+}  // namespace natslm::cache

@@ -1,0 +1,46 @@
+// Random inputs of a small stack of attention layers, pushed through a KvCache in any cut, and the
+// plain answers to compare with.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "natslm/cache/kv_cache.h"
+
+namespace natslm::test {
+
+// One sequence's inputs of every layer.
+struct Stream {
+  cache::Shape shape;
+  int32_t tokens = 0;
+  std::vector<at::Tensor> q, k, v, hidden;  // [layers]: [T, Hq, D], [T, Hkv, D] twice, [T, width]
+  std::vector<at::Tensor> score_weight;     // [layers]: [3 * Hkv, width]
+  cache::Rotate rotate;
+  double scale = 0;
+};
+
+Stream random_stream(const cache::Shape& shape, int32_t tokens, uint64_t seed);
+
+// Rotates channel pairs (c, c + D/2) by position * 1000^(-2c/D).
+at::Tensor rotate_half(const at::Tensor& x, const at::Tensor& positions);
+
+// Appends tokens [begin, begin + sizes[s]) of each stream to its slot in one step (all layers);
+// returns each stream's output per layer, [streams][layers] of [n, Hq, D].
+std::vector<std::vector<at::Tensor>> step(cache::KvCache& cache, const std::vector<int32_t>& slots,
+                                          const std::vector<const Stream*>& streams,
+                                          const std::vector<int32_t>& begins,
+                                          const std::vector<int32_t>& sizes);
+
+// The whole stream in steps of `chunk` tokens: outputs per layer, [T, Hq, D].
+std::vector<at::Tensor> run(cache::KvCache& cache, int32_t slot, const Stream& stream,
+                            int32_t chunk);
+
+// What attention with these lifetimes gives: last[layer] is [Hkv, T] int32. Double precision.
+std::vector<at::Tensor> plain(const Stream& stream, const std::vector<at::Tensor>& last);
+
+double worst_difference(const at::Tensor& a, const at::Tensor& b);
+
+}  // namespace natslm::test
