@@ -1,5 +1,5 @@
-// What every architecture offers: a training pass with sampled roles, and an inference step through the
-// evicting cache. Parameters are plain named tensors.
+// What every architecture offers: a training pass with sampled roles, and an inference step through
+// the evicting cache. Parameters are plain named tensors.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -24,9 +24,9 @@ struct Config {
   int32_t q_heads = 2;
   int32_t kv_heads = 2;
   int32_t head_dim = 64;
-  int32_t hidden = 512;       // of the feed-forward block
+  int32_t hidden = 512;  // of the feed-forward block
   int32_t vocabulary = 2048;
-  int32_t context = 512;      // longest sequence the model was built for
+  int32_t context = 512;  // longest sequence the model was built for
   double rope_base = 10000;
   double norm_epsilon = 1e-5;
   roles::Options roles;
@@ -37,11 +37,14 @@ using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 struct TrainingInput {
   at::Tensor tokens;                  // [B, T] int64
   std::optional<at::Tensor> lengths;  // [B] int32; absent: all T
-  at::Tensor sequences;               // [B] int64 ids that key the role noise; undefined: 0 .. B - 1
-  uint64_t seed = 0;                  // of the role noise
+  at::Tensor sequences;  // [B] int64 ids that key the role noise; undefined: 0 .. B - 1
+  uint64_t seed = 0;     // of the role noise
   int64_t step = 0;
-  bool sample = true;                 // false: argmax roles without noise, no role gradient
-  float bias = 0;                     // budget bias, added to the S logit
+  bool sample = true;          // false: argmax roles without noise, no role gradient
+  float bias = 0;              // budget bias, added to the S logit
+  at::Tensor biases;           // [B] float, one for each sequence, instead; undefined: `bias`
+  bool detach_scores = false;  // true: no gradient from the score layers into their input
+  roles::GradientOptions role_gradient;
 };
 
 // Shares of the causal pairs / of the keys, means over sequences, layers and KV heads; 1 for dense.
@@ -50,25 +53,26 @@ struct Shares {
 };
 
 struct TrainingOutput {
-  at::Tensor logits;        // [B, T, V]
-  at::Tensor price;         // scalar C of the sampled roles, differentiable; undefined if dense
-  Shares sampled;           // of the roles used in this pass
-  double argmax_kv_end = 1; // KV at end that argmax roles with bias 0 would give: what budget control steers
+  at::Tensor logits;  // [B, T, V]
+  at::Tensor price;   // scalar C of the sampled roles, differentiable; undefined if dense
+  Shares sampled;     // of the roles used in this pass
+  double argmax_kv_end =
+      1;  // KV at end that argmax roles with bias 0 would give: what budget control steers
 };
 
 // Rows of one inference step, see cache::Step.
 struct StepInput {
   cache::Step step;
-  at::Tensor tokens;               // [rows] int64
-  bool last_row_only = false;      // logits of each sequence's last row instead of all rows
+  at::Tensor tokens;           // [rows] int64
+  bool last_row_only = false;  // logits of each sequence's last row instead of all rows
 };
 
 class Model {
  public:
   virtual ~Model() = default;
   const Config& config() const { return config_; }
-  // Owned by the model; the tensors' storage is updated in place by training. Names are those of the
-  // weight file.
+  // Owned by the model; the tensors' storage is updated in place by training. Names are those of
+  // the weight file.
   const NamedTensors& parameters() const { return parameters_; }
   virtual TrainingOutput forward(const TrainingInput& input) = 0;
   // Appends the rows to the cache and returns logits [rows or sequences, V]. No gradient.

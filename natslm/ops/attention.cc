@@ -1,6 +1,6 @@
 // Checks, description (tensors -> kernel parameters), registration and gradient of
-// natslm::attention. Nothing here computes attention: see natslm/kernels. SPDX-License-Identifier:
-// Apache-2.0
+// natslm::attention. Nothing here computes attention: see natslm/kernels.
+// SPDX-License-Identifier: Apache-2.0
 #include "natslm/ops/attention.h"
 
 #include <ATen/TensorOperators.h>
@@ -82,10 +82,10 @@ kernels::Strides strides(const Tensor& x) {
 }
 
 // Like x, but dense, with heads and tokens in the order in which x has them in memory.
-Tensor empty_in_order_of(const Tensor& x, int64_t heads) {
-  const int64_t b = x.size(0), t = x.size(2), d = x.size(3);
-  if (x.stride(1) >= x.stride(2)) return at::empty({b, heads, t, d}, x.options());
-  return at::empty({b, t, heads, d}, x.options()).transpose(1, 2);
+Tensor empty_in_order_of(const Tensor& x) {
+  const int64_t b = x.size(0), h = x.size(1), t = x.size(2), d = x.size(3);
+  if (x.stride(1) >= x.stride(2)) return at::empty({b, h, t, d}, x.options());
+  return at::empty({b, t, h, d}, x.options()).transpose(1, 2);
 }
 
 Tensor contiguous_or_none(const OptionalTensor& x) {
@@ -137,7 +137,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_cpu(const Tensor& q_in, const Tenso
                v = with_contiguous_rows(v_in), last = last_in.contiguous(),
                lengths = contiguous_or_none(lengths_in);
   const auto floats = q.options().dtype(at::kFloat);
-  Tensor out = empty_in_order_of(q, q.size(1));
+  // What follows attention is a projection of all heads of a token.
+  Tensor out = at::empty({q.size(0), q.size(2), q.size(1), q.size(3)}, q.options()).transpose(1, 2);
   Tensor lse = at::empty({q.size(0), q.size(1), q.size(2)}, floats);
   Tensor mass = want_mass ? at::empty(last.sizes(), floats) : at::empty({0}, floats);
   auto p = describe<kernels::AttentionForward>(q, k, v, last, lengths, scale);
@@ -171,8 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward_cpu(
                lengths = contiguous_or_none(lengths_in), lse = lse_in.contiguous(),
                horizons = contiguous_or_none(horizons_in),
                role_lse = contiguous_or_none(role_lse_in);
-  Tensor dq = empty_in_order_of(q, q.size(1)), dk = empty_in_order_of(k, k.size(1)),
-         dv = empty_in_order_of(v, v.size(1));
+  Tensor dq = empty_in_order_of(q), dk = empty_in_order_of(k), dv = empty_in_order_of(v);
   Tensor role_sums =
       at::empty({count, q.size(0), k.size(1), q.size(2)}, q.options().dtype(at::kFloat));
 

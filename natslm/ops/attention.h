@@ -23,7 +23,7 @@ struct RoleInputs {
 };
 
 struct AttentionResult {
-  at::Tensor out;   // [B, Hq, T, D], dtype of q; memory in the order of q's axes
+  at::Tensor out;   // [B, Hq, T, D], dtype of q; in memory [B, T, Hq, D]
   at::Tensor lse;   // [B, Hq, T] float, not differentiable
   at::Tensor mass;  // [B, Hkv, T] float if asked for, else undefined; not differentiable
 };

@@ -1,5 +1,6 @@
 // The pass of assignment.h over tensors, differentiable: gradients reach the logits through
-// `onehot` (straight-through) and through `price`. SPDX-License-Identifier: Apache-2.0
+// `onehot` (straight-through) and through `price`.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -62,7 +62,7 @@ void choose_roles(const Assignment& p, NoiseKey key, int32_t b, int32_t head, in
     Triple scores = chunk_logits(p, b, head, chunk);
     plain[chunk] = best_role(scores.data(), p.options.set);
     if (!p.sample) {
-      used[chunk] = bias == 0 ? plain[chunk] : best_role(scores.data(), p.options.set, bias);
+      used[chunk] = best_role(scores.data(), p.options.set, bias);
       continue;
     }
     const Triple noise = gumbel_noise(key, p.first_head + head, sequence, chunk * p.options.chunk);

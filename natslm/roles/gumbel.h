@@ -1,7 +1,8 @@
 // Gumbel noise as a pure function of (seed, step, layer, head, sequence, position, role), so that
 // any batching, sharding, device or resumed run draws the same roles. Every multiply-add is an
 // explicit fma and every other operation is one that IEEE 754 rounds correctly, so a CPU and a GPU
-// agree bit for bit. SPDX-License-Identifier: Apache-2.0
+// agree bit for bit.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <array>

@@ -29,6 +29,14 @@ struct Options {
   int32_t chunk = 1;    // c >= 1: one role for c consecutive tokens
 };
 
+// How a hidden or visible pair counts in the gradient of the roles: method.md's choices, for
+// ablations.
+struct GradientOptions {
+  bool limit_factor = true;        // exp(s - log normaliser) is limited to one
+  bool causal_normalizer = false;  // normalise over all causal keys instead of the visible ones
+  bool end_term = false;           // a Global pays for the Locals it ends
+};
+
 // Throws Error unless window and chunk are in range.
 void check(const Options& options);
 

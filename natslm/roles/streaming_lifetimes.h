@@ -1,5 +1,6 @@
 // Lifetimes of tokens that arrive one after the other, when the next Global is not known yet: what
-// a cache that is being filled needs. Integer arithmetic only. SPDX-License-Identifier: Apache-2.0
+// a cache that is being filled needs. Integer arithmetic only.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <algorithm>

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/models/blocks.h"
+
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/stack.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "natslm/base/error.h"
+#include "natslm/ops/attention.h"
+#include "natslm/roles/assign_roles.h"
+#include "natslm/roles/assignment.h"
+
+namespace natslm::models {
+namespace {
+
+using at::Tensor;
+
+double attention_scale(const Config& config) {
+  return 1.0 / std::sqrt(static_cast<double>(config.head_dim));
+}
+
+// Plain causal attention. Rows past a length read only what is before them, so lengths do not
+// matter.
+Tensor dense_attention(const Heads& heads, const Config& config) {
+  return at::scaled_dot_product_attention(heads.q, heads.k, heads.v, {}, /*dropout_p=*/0.0,
+                                          /*is_causal=*/true, attention_scale(config),
+                                          /*enable_gqa=*/config.q_heads != config.kv_heads);
+}
+
+Tensor role_attention(const Heads& heads, const Tensor& logits, const Config& config, int32_t layer,
+                      const TrainingInput& input, RoleTally& tally) {
+  std::optional<roles::Noise> noise;
+  if (input.sample) {
+    noise = {.seed = input.seed, .step = input.step, .layer = layer, .sequences = input.sequences};
+  }
+  Tensor bias = input.biases;
+  if (!bias.defined() && input.bias != 0) {
+    bias = at::full({logits.size(0)}, input.bias,
+                    logits.options().dtype(at::kFloat).requires_grad(false));
+  }
+  const roles::AssignedRoles assigned =
+      roles::assign_roles(logits, config.roles, input.lengths, noise, bias);
+  tally.add(assigned.price, assigned.shares);
+  std::optional<ops::RoleInputs> role_inputs;
+  if (assigned.onehot.requires_grad()) {
+    role_inputs = {.onehot = assigned.onehot,
+                   .horizons = assigned.horizons,
+                   .limit_factor = input.role_gradient.limit_factor,
+                   .causal_normalizer = input.role_gradient.causal_normalizer,
+                   .end_term = input.role_gradient.end_term};
+  }
+  return ops::attention(heads.q, heads.k, heads.v, assigned.last, input.lengths,
+                        attention_scale(config), role_inputs)
+      .out;
+}
+
+void check_ids(const Tensor& tokens, const Config& config) {
+  NATSLM_CHECK(tokens.scalar_type() == at::kLong, "tokens must be int64, got ",
+               c10::toString(tokens.scalar_type()));
+  if (tokens.numel() == 0) return;
+  const auto [lowest, highest] = at::aminmax(tokens);
+  const int64_t low = lowest.item<int64_t>(), high = highest.item<int64_t>();
+  NATSLM_CHECK(low >= 0 && high < config.vocabulary, "token id ", low < 0 ? low : high,
+               " is outside the model's vocabulary of ", config.vocabulary,
+               "; use the model's own tokenizer");
+}
+
+}  // namespace
+
+void RoleTally::add(const Tensor& price, const Tensor& shares) {
+  prices_.push_back(price);
+  shares_.push_back(shares);
+}
+
+void RoleTally::write(TrainingOutput& output) const {
+  if (prices_.empty()) return;
+  output.price = at::stack(prices_).mean();
+  // One read for all numbers: on a GPU it is the only wait.
+  const Tensor means = at::stack(shares_).mean({0, 1, 2}, false, at::kDouble).cpu();
+  const double* share = means.const_data_ptr<double>();
+  output.sampled = {share[roles::kPairs], share[roles::kKvEnd], share[roles::kKvMean]};
+  output.argmax_kv_end = share[roles::kArgmaxKvEnd];
+}
+
+Tensor attention_block(const Tensor& normed, const AttentionWeights& weights, const Config& config,
+                       const Rotary& rotary, int32_t layer, const TrainingInput& input,
+                       RoleTally& tally) {
+  const bool dense = config.roles.set == roles::RoleSet::kDense;
+  // The scores ride along in the projection's matrix product, unless their input is cut off or the
+  // product is of less than float32.
+  const bool ride = !dense && !input.detach_scores && normed.scalar_type() == at::kFloat;
+  const Tensor projection = ride ? at::cat({weights.qkv, weights.roles}) : weights.qkv;
+  const Heads heads =
+      rotary.split_heads(at::linear(normed, projection), config.q_heads, config.kv_heads);
+  Tensor out;
+  if (dense) {
+    out = dense_attention(heads, config);
+  } else {
+    Tensor logits = heads.rest;
+    if (!ride) {
+      const Tensor from = input.detach_scores ? normed.detach() : normed;
+      logits = at::linear(from.to(at::kFloat), weights.roles.to(at::kFloat));
+    }
+    out = role_attention(heads, logits, config, layer, input, tally);
+  }
+  const int64_t b = normed.size(0), t = normed.size(1);
+  return at::linear(out.transpose(1, 2).reshape({b, t, int64_t{config.q_heads} * config.head_dim}),
+                    weights.out);
+}
+
+Tensor attention_step(const Tensor& normed, const AttentionWeights& weights, const Config& config,
+                      const Rotary& rotary, int32_t layer, const cache::Step& step,
+                      cache::KvCache& cache) {
+  const int64_t rows = normed.size(0), d = config.head_dim, hq = config.q_heads,
+                hkv = config.kv_heads;
+  const Tensor fused = at::linear(normed, weights.qkv);
+  const auto part = [&](int64_t first, int64_t heads) {
+    return fused.narrow(1, first * d, heads * d).view({rows, heads, d});
+  };
+  cache::LayerInput in;
+  in.q = part(0, hq);
+  in.k = part(hq, hkv);
+  in.v = part(hq + hkv, hkv);
+  in.hidden = normed;
+  in.score_weight = weights.roles;
+  in.rotate = [&rotary](const Tensor& x, const Tensor& positions) {
+    return rotary.rotate(x, positions);
+  };
+  in.scale = attention_scale(config);
+  return at::linear(cache.attend(layer, step, in).reshape({rows, hq * d}), weights.out);
+}
+
+void check_input(const TrainingInput& input, const Config& config) {
+  NATSLM_CHECK(input.tokens.dim() == 2, "tokens must be [B, T], got ", input.tokens.sizes());
+  const int64_t b = input.tokens.size(0), t = input.tokens.size(1);
+  NATSLM_CHECK(b > 0 && t > 0, "there are no tokens: [B, T] is ", input.tokens.sizes());
+  NATSLM_CHECK(t <= config.context, "a sequence of ", t,
+               " tokens is longer than the model's context of ", config.context,
+               " tokens; shorten it or train a model with a longer context");
+  check_ids(input.tokens, config);
+  const auto check_batch = [&](const Tensor& x, const char* what, at::ScalarType type) {
+    NATSLM_CHECK(x.dim() == 1 && x.size(0) == b && x.scalar_type() == type, what, " must be ",
+                 c10::toString(type), " [", b, "], got ", c10::toString(x.scalar_type()), " ",
+                 x.sizes());
+  };
+  if (input.sequences.defined()) check_batch(input.sequences, "sequences", at::kLong);
+  if (input.biases.defined()) check_batch(input.biases, "biases", at::kFloat);
+  if (!input.lengths) return;
+  check_batch(*input.lengths, "lengths", at::kInt);
+  const auto [lowest, highest] = at::aminmax(*input.lengths);
+  NATSLM_CHECK(lowest.item<int>() >= 0 && highest.item<int>() <= t, "lengths from ",
+               lowest.item<int>(), " to ", highest.item<int>(), " do not fit rows of ", t,
+               " tokens");
+}
+
+void check_input(const StepInput& input, const cache::KvCache& cache, const Config& config) {
+  const cache::Step& step = input.step;
+  NATSLM_CHECK(!step.slots.empty() && step.row_start.size() == step.slots.size() + 1, "a step of ",
+               step.slots.size(), " sequences needs one more row start, got ",
+               step.row_start.size());
+  NATSLM_CHECK(input.tokens.dim() == 1 && input.tokens.size(0) == step.row_start.back(),
+               "a step of ", step.row_start.back(), " rows got tokens ", input.tokens.sizes());
+  check_ids(input.tokens, config);
+  if (cache.policy().renumbers()) return;
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    const int64_t end =
+        int64_t{cache.length(step.slots[s])} + step.row_start[s + 1] - step.row_start[s];
+    NATSLM_CHECK(end <= config.context, "a sequence of ", end,
+                 " tokens is longer than the model's context of ", config.context,
+                 " tokens; shorten it or use a policy that renumbers positions");
+  }
+}
+
+Tensor last_rows(const cache::Step& step) {
+  Tensor rows = at::empty({static_cast<int64_t>(step.slots.size())}, at::kLong);
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    rows.mutable_data_ptr<int64_t>()[s] = step.row_start[s + 1] - 1;
+  }
+  return rows;
+}
+
+}  // namespace natslm::models

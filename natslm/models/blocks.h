@@ -1,0 +1,57 @@
+// The parts that architectures share: attention with roles while training, attention through the
+// evicting cache while generating, and what the roles of all layers add up to.
+//
+// Weights are [out, in], as in weight files.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "natslm/cache/kv_cache.h"
+#include "natslm/models/model.h"
+#include "natslm/models/rotary.h"
+
+namespace natslm::models {
+
+struct AttentionWeights {
+  at::Tensor qkv;    // [(Hq + 2 Hkv) * D, width]: query heads, key heads, value heads
+  at::Tensor out;    // [width, Hq * D]
+  at::Tensor roles;  // [3 * Hkv, width], row 3 * head + role; undefined if dense
+};
+
+// Price and shares of the layers so far.
+class RoleTally {
+ public:
+  void add(const at::Tensor& price, const at::Tensor& shares);
+  // Means over the layers; leaves a dense model's output as it is.
+  void write(TrainingOutput& output) const;
+
+ private:
+  std::vector<at::Tensor> prices_, shares_;
+};
+
+// normed [B, T, width] -> [B, T, width], with the roles that `input` asks for. input.lengths is [B]
+// int32 on normed's device or absent.
+at::Tensor attention_block(const at::Tensor& normed, const AttentionWeights& weights,
+                           const Config& config, const Rotary& rotary, int32_t layer,
+                           const TrainingInput& input, RoleTally& tally);
+
+// normed [rows, width] -> [rows, width] through the cache.
+at::Tensor attention_step(const at::Tensor& normed, const AttentionWeights& weights,
+                          const Config& config, const Rotary& rotary, int32_t layer,
+                          const cache::Step& step, cache::KvCache& cache);
+
+// Throws Error naming what does not fit: tokens [B, T] int64 inside the vocabulary, T within the
+// context, lengths [B] in 0 .. T, sequences and biases [B].
+void check_input(const TrainingInput& input, const Config& config);
+// Likewise for a step: rows, vocabulary, and positions within the context (unless the cache's
+// policy renumbers positions).
+void check_input(const StepInput& input, const cache::KvCache& cache, const Config& config);
+
+// Row numbers of each sequence's last token, [sequences] int64.
+at::Tensor last_rows(const cache::Step& step);
+
+}  // namespace natslm::models

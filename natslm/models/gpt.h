@@ -1,0 +1,45 @@
+// The house's own decoder: pre-norm blocks of attention and a GELU feed-forward, LayerNorm without
+// bias, rotary positions, tied embedding, no biases anywhere, grouped-query attention if asked for.
+//
+// Weights: embedding.weight, layers.N.attention_norm.weight,
+// layers.N.attention.{qkv,out,roles}.weight, layers.N.mlp_norm.weight,
+// layers.N.mlp.{in,out}.weight, final_norm.weight; shapes in gpt.cc.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "natslm/models/blocks.h"
+#include "natslm/models/model.h"
+#include "natslm/models/rotary.h"
+
+namespace natslm::models {
+
+class Gpt : public Model {
+ public:
+  // With first weights that depend on config and seed alone: N(0, 0.02), the outputs of attention
+  // and feed-forward N(0, 0.02 / sqrt(2 layers)), norms 1. Throws Error for a config that cannot
+  // be.
+  Gpt(const Config& config, uint64_t seed);
+
+  TrainingOutput forward(const TrainingInput& input) override;
+  at::Tensor step(const StepInput& input, cache::KvCache& cache) override;
+
+ private:
+  struct Layer {
+    at::Tensor attention_norm, mlp_norm;  // [width]
+    AttentionWeights attention;
+    at::Tensor mlp_in, mlp_out;  // [hidden, width], [width, hidden]
+  };
+
+  at::Tensor parameter(const std::string& name, at::Tensor value);
+  at::Tensor norm(const at::Tensor& x, const at::Tensor& weight) const;
+  at::Tensor feed_forward(const at::Tensor& x, const Layer& layer) const;
+
+  Rotary rotary_;
+  at::Tensor embedding_, final_norm_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace natslm::models

@@ -1,0 +1,37 @@
+// Rotary position embedding (Su et al. 2021): channel pairs (c, c + D/2) of a head are turned by
+// position * base^(-2c/D), the half-split layout of Hugging Face.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace natslm::models {
+
+// The heads of one fused projection, keys and queries turned to their positions.
+struct Heads {
+  at::Tensor q;     // [B, Hq, T, D] contiguous
+  at::Tensor k, v;  // [B, Hkv, T, D] contiguous
+  at::Tensor rest;  // [B, T, columns beyond the heads]
+};
+
+class Rotary {
+ public:
+  // Positions 0 .. context - 1 of heads of head_dim channels (even).
+  Rotary(int32_t head_dim, double base, int32_t context);
+
+  // fused [B, T, (q_heads + 2 kv_heads) * D + rest]: q, k, v head by head, then anything else;
+  // token t is at position t. Differentiable.
+  Heads split_heads(const at::Tensor& fused, int32_t q_heads, int32_t kv_heads) const;
+
+  // x [n, H, D] turned to the positions [n] (int32). No gradient. Throws Error for a position
+  // outside.
+  at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions) const;
+
+ private:
+  int32_t head_dim_, context_;
+  at::Tensor cos_, sin_;  // [context, D/2] float
+};
+
+}  // namespace natslm::models

@@ -1,0 +1,315 @@
+// What every architecture of the table must do, tried on a small random instance of each.
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "natslm/base/counter_rng.h"
+#include "natslm/base/error.h"
+#include "natslm/cache/kv_cache.h"
+#include "natslm/models/models.h"
+#include "natslm/policies/policies.h"
+
+namespace natslm::models {
+namespace {
+
+using at::Tensor;
+
+constexpr uint64_t kSeed = 20260711;
+
+// Scores this far apart make the argmax of a random model a mix of all roles.
+Config small_config(std::string_view architecture, roles::RoleSet set) {
+  Config c;
+  c.architecture = architecture;
+  c.layers = 2;
+  c.width = 32;
+  c.q_heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 8;
+  c.hidden = 48;
+  c.vocabulary = 61;
+  c.context = 96;
+  c.roles = {.set = set, .window = 5, .chunk = 1};
+  return c;
+}
+
+Tensor random_tokens(int64_t batch, int64_t tokens, const Config& config, uint64_t seed = kSeed) {
+  Tensor ids = at::empty({batch, tokens}, at::kLong);
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    ids.mutable_data_ptr<int64_t>()[i] =
+        static_cast<int64_t>(mix64(seed + static_cast<uint64_t>(i)) % static_cast<uint64_t>(config.vocabulary));
+  }
+  return ids;
+}
+
+double worst_difference(const Tensor& a, const Tensor& b) {
+  EXPECT_EQ(a.sizes(), b.sizes());
+  return (a - b).abs().max().item<double>();
+}
+
+TrainingOutput argmax_forward(Model& model, const Tensor& tokens, float bias = 0) {
+  const c10::NoGradGuard no_grad;
+  TrainingInput input;
+  input.tokens = tokens;
+  input.sample = false;
+  input.bias = bias;
+  return model.forward(input);
+}
+
+// Logits [T, V] of one sequence fed through the cache in chunks.
+Tensor through_cache(Model& model, cache::KvCache& cache, const Tensor& tokens, int64_t chunk) {
+  const int32_t slot = cache.add_sequence();
+  std::vector<Tensor> logits;
+  for (int64_t begin = 0; begin < tokens.size(0); begin += chunk) {
+    const int64_t count = std::min(chunk, tokens.size(0) - begin);
+    StepInput input;
+    input.step = {.slots = {slot}, .row_start = {0, static_cast<int32_t>(count)}};
+    input.tokens = tokens.narrow(0, begin, count);
+    logits.push_back(model.step(input, cache));
+  }
+  return at::cat(logits);
+}
+
+cache::KvCache make_cache(const Model& model, const std::string& spec, float bias = 0) {
+  const policies::PolicyContext context{.shape = model.cache_shape(),
+                                        .roles = model.config().roles,
+                                        .bias = bias,
+                                        .context = model.config().context};
+  return cache::KvCache(model.cache_shape(), policies::make_policy(spec, context));
+}
+
+class EveryModel : public ::testing::TestWithParam<std::string> {
+ protected:
+  Config config(roles::RoleSet set = roles::RoleSet::kGls) const {
+    return small_config(GetParam(), set);
+  }
+};
+
+TEST_P(EveryModel, ReadsAPromptTheSameWayAtOnceInChunksAndTokenByToken) {
+  for (const auto set : {roles::RoleSet::kGls, roles::RoleSet::kGs, roles::RoleSet::kGl,
+                         roles::RoleSet::kDense}) {
+    for (const int32_t role_chunk : {1, 3}) {
+      if (set == roles::RoleSet::kDense && role_chunk > 1) continue;
+      Config c = config(set);
+      c.roles.chunk = role_chunk;
+      const auto model = make_model(c, kSeed);
+      const Tensor tokens = random_tokens(1, 80, c);
+      const TrainingOutput truth = argmax_forward(*model, tokens);
+      std::vector<std::vector<int32_t>> live;
+      for (const int64_t chunk : {int64_t{1}, int64_t{7}, int64_t{64}, int64_t{80}}) {
+        auto cache = make_cache(*model, set == roles::RoleSet::kDense ? "full" : "learned");
+        const Tensor logits = through_cache(*model, cache, tokens[0], chunk);
+        EXPECT_LE(worst_difference(logits, truth.logits[0]), 1e-4)
+            << roles::name(set) << ", role chunk " << role_chunk << ", chunk " << chunk;
+        if (live.empty()) live = cache.live_per_head(0);
+        EXPECT_EQ(live, cache.live_per_head(0)) << roles::name(set) << ", chunk " << chunk;
+      }
+      if (set != roles::RoleSet::kDense) {
+        // The next token's query: keys it can read, itself excluded, against the share reported.
+        EXPECT_LT(truth.sampled.pairs, 1.0);
+        EXPECT_DOUBLE_EQ(truth.sampled.kv_end, truth.argmax_kv_end);
+      }
+    }
+  }
+}
+
+TEST_P(EveryModel, GivesTheSameLogitsInABatchOfDifferentLengths) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  const Tensor tokens = random_tokens(3, 40, c);
+  TrainingInput input;
+  input.tokens = tokens;
+  input.sample = false;
+  std::vector<int32_t> lengths = {40, 1, 23};
+  input.lengths = at::from_blob(lengths.data(), {3}, at::kInt);
+  const c10::NoGradGuard no_grad;
+  const Tensor logits = model->forward(input).logits;
+  for (int64_t b = 0; b < 3; ++b) {
+    const Tensor alone = argmax_forward(*model, tokens.narrow(0, b, 1).narrow(1, 0, lengths[b])).logits[0];
+    EXPECT_LE(worst_difference(logits[b].narrow(0, 0, lengths[b]), alone), 1e-5) << "sequence " << b;
+  }
+}
+
+TEST_P(EveryModel, DecodesSequencesOfABatchLikeEachAlone) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  const Tensor tokens = random_tokens(2, 30, c);
+  auto together = make_cache(*model, "learned");
+  const int32_t a = together.add_sequence(), b = together.add_sequence();
+  StepInput first;
+  first.step = {.slots = {a, b}, .row_start = {0, 20, 31}};
+  first.tokens = at::cat({tokens[0].narrow(0, 0, 20), tokens[1].narrow(0, 0, 11)});
+  first.last_row_only = true;
+  const Tensor prompt = model->step(first, together);
+  StepInput second;
+  second.step = {.slots = {b, a}, .row_start = {0, 1, 2}};
+  second.tokens = at::cat({tokens[1].narrow(0, 11, 1), tokens[0].narrow(0, 20, 1)});
+  const Tensor next = model->step(second, together);
+  const Tensor truth_a = argmax_forward(*model, tokens.narrow(0, 0, 1)).logits[0];
+  const Tensor truth_b = argmax_forward(*model, tokens.narrow(0, 1, 1)).logits[0];
+  EXPECT_LE(worst_difference(prompt[0], truth_a[19]), 1e-4);
+  EXPECT_LE(worst_difference(prompt[1], truth_b[10]), 1e-4);
+  EXPECT_LE(worst_difference(next[0], truth_b[11]), 1e-4);
+  EXPECT_LE(worst_difference(next[1], truth_a[20]), 1e-4);
+}
+
+TEST_P(EveryModel, ObeysTheBudgetBiasInBothPasses) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  const Tensor tokens = random_tokens(1, 64, c);
+  auto few = make_cache(*model, "learned", 0.05f);
+  const Tensor logits = through_cache(*model, few, tokens[0], 16);
+  const TrainingOutput biased = argmax_forward(*model, tokens, 0.05f);
+  EXPECT_LE(worst_difference(logits, biased.logits[0]), 1e-4);
+  EXPECT_LT(biased.sampled.kv_end, argmax_forward(*model, tokens).sampled.kv_end);
+  EXPECT_LT(biased.sampled.kv_end, biased.argmax_kv_end);
+}
+
+TEST_P(EveryModel, GivesEveryParameterAGradient) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  TrainingInput input;
+  input.tokens = random_tokens(2, 48, c);
+  input.seed = 3;
+  const TrainingOutput out = model->forward(input);
+  (out.logits.square().mean() + out.price).backward();
+  for (const auto& [name, parameter] : model->parameters()) {
+    ASSERT_TRUE(parameter.grad().defined()) << name;
+    EXPECT_GT(parameter.grad().abs().max().item<double>(), 0.0) << name;
+    EXPECT_TRUE(parameter.grad().isfinite().all().item<bool>()) << name;
+  }
+}
+
+TEST_P(EveryModel, ReachesTheRoleLogitsFromTheTaskLossAlone) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  TrainingInput input;
+  input.tokens = random_tokens(2, 48, c);
+  model->forward(input).logits.square().mean().backward();
+  int found = 0;
+  for (const auto& [name, parameter] : model->parameters()) {
+    if (name.find("roles") == std::string::npos) continue;
+    ++found;
+    EXPECT_GT(parameter.grad().abs().max().item<double>(), 0.0) << name;
+  }
+  EXPECT_EQ(found, c.layers);
+}
+
+TEST_P(EveryModel, DetachedScoresLeaveTheRestOfTheModelAlone) {
+  const Config c = config();
+  const auto gradient_of_price = [&](bool detach) {
+    const auto model = make_model(c, kSeed);
+    TrainingInput input;
+    input.tokens = random_tokens(2, 48, c);
+    input.detach_scores = detach;
+    model->forward(input).price.backward();
+    const Tensor& embedding = model->parameters().front().second;
+    return embedding.grad().defined() ? embedding.grad().abs().max().item<double>() : 0.0;
+  };
+  EXPECT_GT(gradient_of_price(false), 0.0);
+  EXPECT_EQ(gradient_of_price(true), 0.0);
+}
+
+TEST_P(EveryModel, DrawsTheSameRolesInAnyBatch) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  TrainingInput both;
+  both.tokens = random_tokens(2, 40, c);
+  std::vector<int64_t> ids = {901, 17};
+  both.sequences = at::from_blob(ids.data(), {2}, at::kLong);
+  both.seed = 5;
+  both.step = 11;
+  const c10::NoGradGuard no_grad;
+  const TrainingOutput together = model->forward(both);
+  double pairs = 0;
+  for (int64_t b = 0; b < 2; ++b) {
+    TrainingInput one = both;
+    one.tokens = both.tokens.narrow(0, b, 1);
+    one.sequences = both.sequences.narrow(0, b, 1);
+    const TrainingOutput alone = model->forward(one);
+    EXPECT_LE(worst_difference(alone.logits[0], together.logits[b]), 1e-5);
+    pairs += alone.sampled.pairs / 2;
+  }
+  EXPECT_NEAR(pairs, together.sampled.pairs, 1e-6);
+  both.step = 12;
+  EXPECT_NE(model->forward(both).sampled.pairs, together.sampled.pairs);
+}
+
+TEST_P(EveryModel, IsTheDenseModelWhileTheWindowIsLongerThanTheText) {
+  Config c = config(roles::RoleSet::kGs);
+  c.roles.window = 1000;
+  const auto windowed = make_model(c, kSeed), dense = make_model(config(roles::RoleSet::kDense), kSeed);
+  const Tensor tokens = random_tokens(2, 50, c);
+  const TrainingOutput out = argmax_forward(*windowed, tokens);
+  EXPECT_LE(worst_difference(out.logits, argmax_forward(*dense, tokens).logits), 1e-5);
+  EXPECT_EQ(out.sampled.pairs, 1.0);
+  EXPECT_EQ(out.argmax_kv_end, 1.0);
+}
+
+TEST_P(EveryModel, IsTheDenseModelWhileEveryKeyIsGlobal) {
+  const Config c = config(roles::RoleSet::kGs);
+  const auto model = make_model(c, kSeed), dense = make_model(config(roles::RoleSet::kDense), kSeed);
+  const Tensor tokens = random_tokens(2, 50, c);
+  const TrainingOutput out = argmax_forward(*model, tokens, /*bias=*/-1e9f);
+  EXPECT_LE(worst_difference(out.logits, argmax_forward(*dense, tokens).logits), 1e-5);
+  EXPECT_EQ(out.sampled.pairs, 1.0);
+  EXPECT_FLOAT_EQ(out.price.item<float>(), 1.0f);
+}
+
+TEST_P(EveryModel, ComesBackFromItsFolder) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  const auto folder = std::filesystem::path(::testing::TempDir()) / ("model_" + GetParam());
+  save_model(*model, folder);
+  const auto again = load_model(folder);
+  ASSERT_EQ(again->parameters().size(), model->parameters().size());
+  for (size_t i = 0; i < model->parameters().size(); ++i) {
+    EXPECT_EQ(again->parameters()[i].first, model->parameters()[i].first);
+    EXPECT_TRUE(at::equal(again->parameters()[i].second, model->parameters()[i].second));
+  }
+  const Tensor tokens = random_tokens(1, 20, c);
+  EXPECT_TRUE(at::equal(argmax_forward(*again, tokens).logits, argmax_forward(*model, tokens).logits));
+  std::filesystem::remove_all(folder);
+}
+
+TEST_P(EveryModel, RefusesWhatItWasNotBuiltFor) {
+  const Config c = config();
+  const auto model = make_model(c, kSeed);
+  const auto message = [&](const Tensor& tokens) -> std::string {
+    try {
+      argmax_forward(*model, tokens);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  EXPECT_NE(message(random_tokens(1, 97, c)).find("context of 96"), std::string::npos);
+  EXPECT_NE(message(at::full({1, 4}, 61, at::kLong)).find("vocabulary of 61"), std::string::npos);
+  EXPECT_NE(message(at::empty({1, 0}, at::kLong)).find("no tokens"), std::string::npos);
+  auto cache = make_cache(*model, "full");
+  EXPECT_THROW(through_cache(*model, cache, random_tokens(1, 97, c)[0], 50), Error);
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (const Architecture& a : architectures()) all.emplace_back(a.name);
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(Models, EveryModel, ::testing::ValuesIn(names()),
+                         [](const auto& p) { return p.param; });
+
+}  // namespace
+}  // namespace natslm::models
