@@ -53,7 +53,8 @@ class SmallModel final : public models::Model {
     for (int layer = 0; layer < config_.layers; ++layer) {
       const uint64_t base = seed + 100 * (layer + 1);
       layers_.push_back({noise({width, q}, base, 0.5), noise({width, kv}, base + 1, 0.5),
-                         noise({width, kv}, base + 2, 0.5), noise({q, width}, base + 3, 0.5)});
+                         noise({width, kv}, base + 2, 0.5), noise({q, width}, base + 3, 0.5),
+                         noise({3 * config_.kv_heads, width}, base + 4, 0.5)});
     }
   }
 
@@ -98,6 +99,7 @@ class SmallModel final : public models::Model {
       in.k = x.matmul(layer.k).view({rows, 2, 8});
       in.v = x.matmul(layer.v).view({rows, 2, 8});
       in.hidden = x;
+      in.score_weight = layer.score;
       in.rotate = rotate;
       in.scale = kScale;
       x = x + cache.attend(i, input.step, in).reshape({rows, 32}).matmul(layer.o);
@@ -117,7 +119,7 @@ class SmallModel final : public models::Model {
 
  private:
   struct Layer {
-    at::Tensor q, k, v, o;
+    at::Tensor q, k, v, o, score;
   };
   static constexpr double kScale = 0.35;
 

@@ -1,0 +1,56 @@
+// Policies side by side. A fair table gives each the same share of keys: what counts is the share
+// that was measured, so budgets are set by measuring, not by trusting a policy's own arithmetic.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "natslm/eval/perplexity.h"
+#include "natslm/models/model.h"
+#include "natslm/policies/policies.h"
+
+namespace natslm::eval {
+
+// One line of a table: a policy on a model.
+struct Contender {
+  std::string spec;
+  models::Model* model = nullptr;
+  double budget = 0;  // KV at end to set the policy to; 0: as the spec says. `full` has none
+};
+
+// What policies are told of a model. `context` 0: the model's.
+policies::PolicyContext policy_context(const models::Model& model, int32_t context = 0,
+                                       uint64_t seed = 0, at::ScalarType cache_dtype = at::kFloat);
+
+// Whether a budget can be set: by a count of keys, or by the bias of learned roles.
+bool has_budget(std::string_view spec);
+
+// The spec set so that its KV at end, measured on some full windows of these streams, is as near to
+// `budget` as it gets (within 1 % where the policy can be set so finely). Throws Error for a policy
+// without a budget and for a budget that is out of its reach, naming what it can reach.
+std::string spec_at_budget(models::Model& model, std::string_view spec, double budget,
+                           const Streams& streams, const PerplexityOptions& options,
+                           uint64_t seed = 0);
+
+// Perplexity of each contender in turn, its budget set first. `on_result` is called as each is
+// done.
+std::vector<PerplexityResult> compare(
+    const std::vector<Contender>& contenders, const Streams& streams,
+    const PerplexityOptions& options, uint64_t seed = 0,
+    const std::function<void(const PerplexityResult&)>& on_result = {},
+    const Progress& progress = {});
+
+// The table of the front page: `full` on `rival_model`, the ceiling; `learned` on the model with
+// roles; then `rivals` on `rival_model`, each at the share of keys that was measured for `learned`
+// on full windows.
+std::vector<PerplexityResult> compare_at_equal_budget(
+    models::Model& model, const std::string& learned, models::Model& rival_model,
+    const std::vector<std::string>& rivals, const Streams& streams,
+    const PerplexityOptions& options, uint64_t seed = 0,
+    const std::function<void(const PerplexityResult&)>& on_result = {},
+    const Progress& progress = {});
+
+}  // namespace natslm::eval
