@@ -31,13 +31,14 @@ struct BpeModel {
   bool whole_pieces_first = false;  // a piece that is a token is not cut (`ignore_merges`)
 };
 
+inline constexpr int64_t kMostTokens = int64_t{1} << 24;
 inline constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 class ByteLevelBpe : public Tokenizer {
  public:
-  // Throws Error for a model that cannot work: a single byte without a token, two equal tokens, a
-  // merge whose result is no token, a merge given twice, a merge of a token that no earlier merge
-  // makes.
+  // Throws Error for a model that cannot work: two equal tokens, a merge whose result is no token,
+  // a merge given twice, a merge of a token that nothing makes. A byte without a token is allowed
+  // (some vocabularies lack a few): it is dropped by encode(), as `tokenizers` drops it.
   explicit ByteLevelBpe(BpeModel model);
   ~ByteLevelBpe() override;
 
@@ -53,6 +54,8 @@ class ByteLevelBpe : public Tokenizer {
 
  private:
   class Encoder;
+  const std::string& checked_token(int32_t id) const;
+
   BpeModel model_;
   int32_t end_of_text_ = -1;
   uint64_t fingerprint_ = 0;

@@ -30,8 +30,10 @@ class Gpt2Splitter {
   // Writes the ends of the next pieces from the beginning of a piece on, at most `room` of them,
   // and returns how many; 0 at the end of the text.
   size_t split(std::string_view text, size_t from, size_t* ends, size_t room) const;
-  // As Tokenizer::stable_prefix; looks at the last 64 KiB.
-  size_t stable_prefix(std::string_view text) const;
+  // A length n < min(below, text.size()), the largest found in the 64 KiB before, such that the
+  // pieces of any text that begins with `text` are those of its first n bytes and those of the
+  // rest; or 0.
+  size_t stable_prefix(std::string_view text, size_t below) const;
 
  private:
   bool digits_;

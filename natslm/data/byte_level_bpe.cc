@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/data/byte_level_bpe.h"
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "natslm/base/counter_rng.h"
+#include "natslm/base/error.h"
+#include "natslm/data/bpe_encoder.h"
+#include "natslm/data/tokenizer_json.h"
+
+namespace natslm::data {
+namespace {
+
+// Order matters, and so do the lengths: ("ab", "c") is not ("a", "bc").
+class Hash {
+ public:
+  void add(uint64_t value) { state_ = mix64(state_ ^ mix64(value)); }
+  void add(std::string_view text) {
+    add(text.size());
+    uint64_t part = 0xCBF29CE484222325u;  // FNV-1a
+    for (const char c : text) part = (part ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+    add(part);
+  }
+  uint64_t value() const { return state_; }
+
+ private:
+  uint64_t state_ = 0;
+};
+
+uint64_t fingerprint_of(const BpeModel& model) {
+  Hash hash;
+  hash.add(model.tokens.size());
+  for (const std::string& token : model.tokens) hash.add(token);
+  hash.add(model.merges.size());
+  for (const auto& [left, right] : model.merges) {
+    hash.add(uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right));
+  }
+  hash.add(model.added.size());
+  for (const AddedToken& token : model.added) {
+    hash.add(token.id);
+    hash.add(token.content);
+    hash.add(token.normalized);
+  }
+  hash.add(model.split.digits);
+  hash.add(model.split.pattern);
+  hash.add(model.whole_pieces_first);
+  return hash.value();
+}
+
+// Added tokens in text: the leftmost match, the longest of those that begin there.
+class AddedTokenFinder {
+ public:
+  void add(const AddedToken& token) {
+    tokens_[static_cast<unsigned char>(token.content[0])].push_back(&token);
+    longest_ = std::max(longest_, token.content.size());
+    if (first_bytes_.find(token.content[0]) == std::string::npos) first_bytes_ += token.content[0];
+    for (auto& group : tokens_) {
+      std::ranges::stable_sort(group, [](const AddedToken* a, const AddedToken* b) {
+        return a->content.size() > b->content.size();
+      });
+    }
+  }
+  bool empty() const { return longest_ == 0; }
+
+  // The next match from `at` on, and where it begins.
+  std::pair<const AddedToken*, size_t> next(std::string_view text, size_t at) const {
+    if (empty()) return {nullptr, text.size()};
+    while ((at = candidate(text, at)) != std::string_view::npos) {
+      for (const AddedToken* token : group(text[at])) {
+        if (text.substr(at).starts_with(token->content)) return {token, at};
+      }
+      ++at;
+    }
+    return {nullptr, text.size()};
+  }
+
+  // Could a token reach across text[at], the text going on as it may?
+  bool may_cross(std::string_view text, size_t at) const {
+    for (size_t begin = at - std::min(at, longest_); begin < at; ++begin) {
+      for (const AddedToken* token : group(text[begin])) {
+        const std::string_view there = text.substr(begin, token->content.size());
+        if (begin + token->content.size() > at && token->content.starts_with(there)) return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  const std::vector<const AddedToken*>& group(char first) const {
+    return tokens_[static_cast<unsigned char>(first)];
+  }
+  size_t candidate(std::string_view text, size_t at) const {
+    // The usual case, and memchr is much faster than a search for one of several.
+    return first_bytes_.size() == 1 ? text.find(first_bytes_[0], at)
+                                    : text.find_first_of(first_bytes_, at);
+  }
+
+  std::array<std::vector<const AddedToken*>, 256> tokens_;  // by first byte, longest first
+  std::string first_bytes_;
+  size_t longest_ = 0;
+};
+
+std::string shown(const std::string& token) {
+  return "\"" + byte_level_text(token) + "\"";
+}
+
+}  // namespace
+
+// Caches are lent to one call at a time, so that encode() may be called from several threads.
+class ByteLevelBpe::Encoder {
+ public:
+  explicit Encoder(const BpeModel& model) : pieces_(make_pieces(model)), fast_(model.split.digits) {
+    if (model.split.pattern != kGpt2Pattern) pattern_.emplace(model.split);
+    for (const AddedToken& token : model.added) added_[token.normalized].add(token);
+  }
+
+  void encode(std::string_view text, std::vector<int32_t>& ids) const {
+    Lease cache(*this);
+    between_added<0>(text, *cache, ids);
+  }
+
+  size_t stable_prefix(std::string_view text) const {
+    if (pattern_) return 0;  // nothing is known about an arbitrary pattern
+    size_t at = text.size();
+    while ((at = fast_.stable_prefix(text, at)) > 0) {
+      if (!added_[0].may_cross(text, at) && !added_[1].may_cross(text, at)) break;
+    }
+    return at;
+  }
+
+ private:
+  class Lease {
+   public:
+    explicit Lease(const Encoder& owner) : owner_(owner) {
+      const std::lock_guard lock(owner_.mutex_);
+      if (!owner_.caches_.empty()) {
+        cache_ = std::move(owner_.caches_.back());
+        owner_.caches_.pop_back();
+      }
+    }
+    ~Lease() {
+      if (!cache_) return;
+      const std::lock_guard lock(owner_.mutex_);
+      owner_.caches_.push_back(std::move(cache_));
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    PieceCache& operator*() {
+      if (!cache_) cache_ = std::make_unique<PieceCache>();
+      return *cache_;
+    }
+
+   private:
+    const Encoder& owner_;
+    std::unique_ptr<PieceCache> cache_;
+  };
+
+  static PieceEncoder make_pieces(const BpeModel& model);
+
+  // Level 0 looks for added tokens as they are, level 1 for normalised ones between them.
+  template <int kLevel>
+  void between_added(std::string_view text, PieceCache& cache, std::vector<int32_t>& ids) const {
+    for (size_t at = 0; at < text.size();) {
+      const auto [token, begin] = added_[kLevel].next(text, at);
+      const std::string_view plain = text.substr(at, begin - at);
+      if constexpr (kLevel == 0) {
+        between_added<1>(plain, cache, ids);
+      } else {
+        encode_plain(plain, cache, ids);
+      }
+      if (!token) return;
+      ids.push_back(token->id);
+      at = begin + token->content.size();
+    }
+  }
+
+  void encode_plain(std::string_view text, PieceCache& cache, std::vector<int32_t>& ids) const {
+    if (pattern_) {
+      std::vector<size_t> ends;
+      pattern_->split(text, ends);
+      encode_pieces(text, 0, ends.data(), ends.size(), cache, ids);
+      return;
+    }
+    std::array<size_t, 256> ends;
+    for (size_t at = 0; at < text.size();) {
+      const size_t count = fast_.split(text, at, ends.data(), ends.size());
+      encode_pieces(text, at, ends.data(), count, cache, ids);
+      at = ends[count - 1];
+    }
+  }
+
+  void encode_pieces(std::string_view text, size_t at, const size_t* ends, size_t count,
+                     PieceCache& cache, std::vector<int32_t>& ids) const {
+    for (size_t i = 0; i < count; ++i) {
+      cache.encode(text.substr(at, ends[i] - at), text.data() + text.size(), pieces_, ids);
+      at = ends[i];
+    }
+  }
+
+  PieceEncoder pieces_;
+  Gpt2Splitter fast_;
+  std::optional<PatternSplitter> pattern_;
+  std::array<AddedTokenFinder, 2> added_;  // [normalized]
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<PieceCache>> caches_;
+};
+
+PieceEncoder ByteLevelBpe::Encoder::make_pieces(const BpeModel& model) {
+  const auto size = static_cast<int64_t>(model.tokens.size());
+  NATSLM_CHECK(size <= kMostTokens, "a vocabulary of ", size, " tokens is too large: at most ",
+               kMostTokens);
+  std::vector<bool> is_added(model.tokens.size());
+  for (const AddedToken& token : model.added) {
+    NATSLM_CHECK(token.id >= 0 && token.id < size, "the added token ", token.content, " has id ",
+                 token.id, ", outside the vocabulary of ", size);
+    NATSLM_CHECK(!token.content.empty() && model.tokens[token.id] == token.content,
+                 "the added token with id ", token.id, " differs from the vocabulary's");
+    NATSLM_CHECK(!is_added[token.id], "the id ", token.id, " is added twice");
+    is_added[token.id] = true;
+  }
+  std::unordered_map<std::string, int32_t> ids;
+  ids.reserve(model.tokens.size());
+  std::array<int32_t, 256> byte_ids;
+  byte_ids.fill(-1);
+  for (int32_t id = 0; id < size; ++id) {
+    const std::string& token = model.tokens[id];
+    if (token.empty() || is_added[id]) continue;
+    const auto [found, fresh] = ids.try_emplace(token, id);
+    NATSLM_CHECK(fresh, "the token ", shown(token), " stands twice in the vocabulary, as ",
+                 found->second, " and ", id);
+    if (token.size() == 1) byte_ids[static_cast<unsigned char>(token[0])] = id;
+  }
+  // An added token may be an ordinary one too (a control token that also is a word): by its bytes
+  // it then still is a result of merges.
+  for (const AddedToken& token : model.added) ids.try_emplace(token.content, token.id);
+
+  MergeTable merges(model.merges.size());
+  std::vector<bool> made(model.tokens.size());
+  for (uint32_t rank = 0; rank < model.merges.size(); ++rank) {
+    const auto& [left, right] = model.merges[rank];
+    NATSLM_CHECK(left >= 0 && left < size && right >= 0 && right < size, "merge ", rank + 1,
+                 " joins the ids ", left, " and ", right, ", the vocabulary has ", size);
+    const std::string joined = model.tokens[left] + model.tokens[right];
+    const auto result = ids.find(joined);
+    NATSLM_CHECK(result != ids.end(), "merge ", rank + 1, " makes ", shown(joined),
+                 ", which is not in the vocabulary");
+    NATSLM_CHECK(result->second != left && result->second != right, "merge ", rank + 1,
+                 " joins a token with nothing");
+    NATSLM_CHECK(merges.add(left, right, rank, result->second), "merge ", rank + 1, " (",
+                 shown(joined), ") stands there twice");
+    made[result->second] = true;
+  }
+  for (uint32_t rank = 0; rank < model.merges.size(); ++rank) {
+    for (const int32_t part : {model.merges[rank].first, model.merges[rank].second}) {
+      NATSLM_CHECK(made[part] || model.tokens[part].size() == 1, "merge ", rank + 1,
+                   " can never happen: ", shown(model.tokens[part]),
+                   " is neither a byte nor made by a merge");
+    }
+  }
+  if (!model.whole_pieces_first) ids.clear();
+  return {byte_ids, std::move(merges), std::move(ids)};
+}
+
+ByteLevelBpe::ByteLevelBpe(BpeModel model) : model_(std::move(model)) {
+  encoder_ = std::make_unique<Encoder>(model_);
+  for (const AddedToken& token : model_.added) {
+    if (token.content == kEndOfText) end_of_text_ = token.id;
+  }
+  fingerprint_ = fingerprint_of(model_);
+}
+
+ByteLevelBpe::~ByteLevelBpe() = default;
+
+void ByteLevelBpe::encode_to(std::string_view text, std::vector<int32_t>& ids) const {
+  encoder_->encode(text, ids);
+}
+
+std::string ByteLevelBpe::decode(const std::vector<int32_t>& ids) const {
+  std::string text;
+  for (const int32_t id : ids) text += checked_token(id);
+  return text;
+}
+
+std::string ByteLevelBpe::token_bytes(int32_t id) const {
+  return checked_token(id);
+}
+
+const std::string& ByteLevelBpe::checked_token(int32_t id) const {
+  NATSLM_CHECK(id >= 0 && id < vocabulary(), "token id ", id, " is outside the vocabulary 0 .. ",
+               vocabulary() - 1, "; was the text encoded with another tokenizer?");
+  return model_.tokens[id];
+}
+
+size_t ByteLevelBpe::stable_prefix(std::string_view text) const {
+  return encoder_->stable_prefix(text);
+}
+
+void ByteLevelBpe::save(const std::filesystem::path& folder) const {
+  write_tokenizer_json(model_, folder / "tokenizer.json");
+}
+
+}  // namespace natslm::data
