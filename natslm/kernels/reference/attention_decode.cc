@@ -31,6 +31,8 @@ void attend(const AttentionDecode& p, const CachedKeys& keys, int row, int head,
   const int64_t at = int64_t{row} * p.q_heads + head;
   const int i = p.row_position[row];
   std::vector<double> score(keys.count, -kInfinity), out(p.head_dim, 0.0);
+  std::vector<bool> seen(keys.count, false);
+  bool sees = false;
   double highest = -kInfinity;
   for (int j = 0; j < keys.count; ++j) {
     if (!visible(i, keys.position[j], keys.last[j])) continue;
@@ -39,23 +41,24 @@ void attend(const AttentionDecode& p, const CachedKeys& keys, int row, int head,
       sum += load(p.q, p.dtype, at * p.head_dim + c) * key(p, keys, j, c);
     }
     score[j] = p.scale * sum;
+    seen[j] = sees = true;
     highest = std::max(highest, score[j]);
   }
 
   double total = 0;
   for (int j = 0; j < keys.count; ++j) {
-    if (score[j] == -kInfinity) continue;  // hidden: its value, whatever it is, is not read
+    if (!seen[j]) continue;  // its value, whatever it is, is not read
     const double weight = std::exp(score[j] - highest);
     total += weight;
     for (int c = 0; c < p.head_dim; ++c) out[c] += weight * value(p, keys, j, c);
   }
   for (int c = 0; c < p.head_dim; ++c) {
-    store(p.out, p.dtype, at * p.head_dim + c, total > 0 ? out[c] / total : 0);
+    store(p.out, p.dtype, at * p.head_dim + c, sees ? out[c] / total : 0);
   }
-  const double lse = total > 0 ? highest + std::log(total) : -kInfinity;
+  const double lse = sees ? highest + std::log(total) : -kInfinity;
   if (p.lse) p.lse[at] = static_cast<float>(lse);
   for (int j = 0; j < keys.count; ++j) {
-    if (score[j] != -kInfinity) mass[j] += std::exp(score[j] - lse);
+    if (seen[j]) mass[j] += std::exp(score[j] - lse);
   }
 }
 
