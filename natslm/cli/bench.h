@@ -1,0 +1,82 @@
+// What the benchmarks share: their options, random roles, and two sides timed in turn in one run.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "natslm/cli/command.h"
+#include "natslm/roles/roles.h"
+
+namespace natslm::cli {
+
+// Sizes and role shares of a benchmark.
+struct Workload {
+  int32_t tokens = 4096;
+  int32_t batch = 1;
+  int32_t heads = 9;
+  int32_t kv_heads = 3;
+  int32_t head_dim = 64;
+  double global_share = 0.11;
+  double local_share = 0.03;
+  int32_t window = 64;
+  std::string dtype = "float32";
+  int32_t repeat = 7;
+  uint64_t seed = 1;
+};
+
+// Adds the options above to a benchmark's command.
+void add_workload_options(CLI::App& command, Workload& workload);
+// Throws CLI::ValidationError if sizes and shares do not fit together.
+void check(const Workload& workload);
+at::ScalarType scalar_type(const Workload& workload);
+
+// The role of token `position` in set `set` (a KV head of a sequence or layer): a pure function, so
+// that every benchmark and every order of asking draws the same. Token 0 is Global.
+roles::Role draw_role(const Workload& workload, int32_t position, int64_t set);
+
+// Roles drawn at random and independently for each token of each KV head: the uneven, unaligned
+// worst case for a kernel.
+struct RandomRoles {
+  at::Tensor last;         // [sets, T] int32: lifetimes, one set for each sequence and KV head
+  at::Tensor horizons;     // [3, sets, T] int32: under each role
+  int64_t live_pairs = 0;  // over all sets
+  double kv_end = 0;       // share of the keys that the last token reads, mean over sets
+};
+RandomRoles draw_roles(const Workload& workload, int64_t sets);
+
+// Milliseconds of one side, one number a repeat.
+struct Timing {
+  std::vector<double> ms;
+  double median() const;
+  double spread() const;  // middle half of the repeats / median
+};
+
+// Both sides in turn in one run, `repeat` times after a warm-up, so that what else the machine does
+// meets both. Calls that take less than 20 ms are timed several at once.
+struct Comparison {
+  Timing ours, baseline;
+  double speedup() const { return baseline.median() / ours.median(); }
+};
+Comparison compare(const std::function<void()>& ours, const std::function<void()>& baseline,
+                   int32_t repeat);
+
+// What every benchmark reports.
+struct BenchResult {
+  std::string baseline;  // its name
+  Comparison times;
+  double live_pairs = 0;    // (query, key) pairs visible, over query heads and sequences
+  double causal_pairs = 0;  // the same with every key alive
+  double kv_end = 0;
+  double flop_per_pair = 0;  // of ours and the baseline alike
+};
+
+// Prints the table and writes the JSON line; `more` is added to its results.
+void report(Context& context, const BenchResult& result, const nlohmann::ordered_json& more);
+
+}  // namespace natslm::cli
