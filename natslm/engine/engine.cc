@@ -341,14 +341,8 @@ void Engine::finish_done() {
   for (const auto& sequence : finished) {
     if (sequence->slot < 0) continue;
     sequence->generated.use = sequence->scored.use = use_of(*sequence);
-    if (sequence->generation && sequence->generation->want_live_positions) {
-      auto& layers = sequence->generated.live_positions;
-      layers.resize(cache_.shape().layers);
-      for (int32_t layer = 0; layer < cache_.shape().layers; ++layer) {
-        for (int32_t head = 0; head < cache_.shape().kv_heads; ++head) {
-          layers[layer].push_back(cache_.live_positions(sequence->slot, layer, head));
-        }
-      }
+    if (sequence->generation && sequence->generation->inspect) {
+      sequence->generation->inspect(cache_, sequence->slot);
     }
     cache_.remove_sequence(sequence->slot);
   }

@@ -68,16 +68,15 @@ struct Generated {
   double prefill_seconds = 0;  // of the steps that took the prompt in
   double decode_seconds = 0;   // of the steps of one token
   KeyUse use;
-  // [layer][KV head] -> positions alive at the end; only if asked for.
-  std::vector<std::vector<std::vector<int32_t>>> live_positions;
 };
 
 struct GenerationRequest {
   std::vector<int32_t> prompt;
   GenerationOptions options;
-  bool want_live_positions = false;
   std::function<void(const NewToken&)> on_token;  // may be empty
   std::function<void(Generated)> on_done;         // may be empty
+  // Called once when the answer is complete, while its keys are still in the cache; may be empty.
+  std::function<void(const cache::KvCache& cache, int32_t slot)> inspect;
 };
 
 struct Scored {

@@ -416,23 +416,28 @@ TEST(Engine, ThePeaksOfABatchSumToItsTruePeakAndAPeakIsNeverBelowTheMean) {
   EXPECT_NEAR(static_cast<double>(sum), static_cast<double>(engine.peak().held_bytes), 4);
 }
 
-TEST(Engine, LivePositionsAreThoseTheLifetimesLeave) {
+TEST(Engine, AnAnswerMayBeInspectedWhileItsKeysAreStillInTheCache) {
   SmallModel model(128);
   Engine engine(model, std::make_unique<Patchwork>());
-  GenerationRequest request{.prompt = some_tokens(70, 1), .want_live_positions = true};
+  GenerationRequest request{.prompt = some_tokens(70, 1)};
   request.options.max_new_tokens = 8;
-  const Generated result = engine.generate(request);
-  const int32_t now = 77;
-  ASSERT_EQ(result.live_positions.size(), 2u);
-  for (int32_t layer = 0; layer < 2; ++layer) {
-    for (int32_t head = 0; head < 2; ++head) {
-      std::vector<int32_t> want;
-      for (int32_t j = 0; j < now; ++j) {
-        if (Patchwork::readable(layer, head, now, j)) want.push_back(j);
+  int inspected = 0;
+  request.inspect = [&](const cache::KvCache& cache, int32_t slot) {
+    ++inspected;
+    const int32_t now = cache.length(slot);
+    EXPECT_EQ(now, 77);
+    for (int32_t layer = 0; layer < 2; ++layer) {
+      for (int32_t head = 0; head < 2; ++head) {
+        std::vector<int32_t> want;
+        for (int32_t j = 0; j < now; ++j) {
+          if (Patchwork::readable(layer, head, now, j)) want.push_back(j);
+        }
+        EXPECT_EQ(cache.live_positions(slot, layer, head), want);
       }
-      EXPECT_EQ(result.live_positions[layer][head], want) << "layer " << layer << ", head " << head;
     }
-  }
+  };
+  engine.generate(request);
+  EXPECT_EQ(inspected, 1);
 }
 
 }  // namespace
