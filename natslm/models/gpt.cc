@@ -24,7 +24,8 @@ Gpt::Gpt(const Config& config, uint64_t seed)
   config_ = config;
   const int64_t width = config.width, d = config.head_dim, hq = config.q_heads,
                 hkv = config.kv_heads;
-  const double deviation = 0.02, residual = deviation / std::sqrt(2.0 * config.layers);
+  const double deviation = config.initial_deviation,
+               residual = deviation / std::sqrt(2.0 * config.layers);
   const auto matrix = [&](const std::string& name, int64_t rows, int64_t columns, double sd) {
     return parameter(name, normal({rows, columns}, sd, seed, name));
   };
@@ -42,7 +43,7 @@ Gpt::Gpt(const Config& config, uint64_t seed)
     layer.attention.out = matrix(prefix + "attention.out.weight", width, hq * d, residual);
     if (config.roles.set != roles::RoleSet::kDense) {
       layer.attention.roles =
-          matrix(prefix + "attention.roles.weight", roles::kRoles * hkv, width, deviation);
+          matrix(prefix + "attention.roles.weight", roles::kRoles * hkv, width, 0.02);
     }
     layer.mlp_norm = norm(prefix + "mlp_norm.weight");
     layer.mlp_in = matrix(prefix + "mlp.in.weight", config.hidden, width, deviation);

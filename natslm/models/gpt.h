@@ -18,9 +18,9 @@ namespace natslm::models {
 
 class Gpt : public Model {
  public:
-  // With first weights that depend on config and seed alone: N(0, 0.02), the outputs of attention
-  // and feed-forward N(0, 0.02 / sqrt(2 layers)), norms 1. Throws Error for a config that cannot
-  // be.
+  // With first weights that depend on config and seed alone: N(0, initial_deviation), the outputs
+  // of attention and feed-forward that / sqrt(2 layers), the score layers N(0, 0.02), norms 1.
+  // Throws Error for a config that cannot be.
   Gpt(const Config& config, uint64_t seed);
 
   TrainingOutput forward(const TrainingInput& input) override;

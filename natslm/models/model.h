@@ -29,6 +29,7 @@ struct Config {
   int32_t context = 512;  // longest sequence the model was built for
   double rope_base = 10000;
   double norm_epsilon = 1e-5;
+  double initial_deviation = 0.02;  // of the first weights, see the architecture
   roles::Options roles;
 };
 
