@@ -246,18 +246,18 @@ using torch::autograd::variable_list;
 class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const Tensor& onehot, const Tensor& last,
-                               const OptionalTensor& lengths, const Tensor& horizons, double scale,
-                               bool limit_factor, bool causal_normalizer, bool end_term,
-                               bool want_mass) {
+                               const Tensor& v, const OptionalTensor& onehot, const Tensor& last,
+                               const OptionalTensor& lengths, const OptionalTensor& horizons,
+                               double scale, bool limit_factor, bool causal_normalizer,
+                               bool end_term, bool want_mass) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [out, lse, mass] = call_forward(q, k, v, last, lengths, scale, want_mass);
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["limit_factor"] = limit_factor;
     ctx->saved_data["causal_normalizer"] = causal_normalizer;
     ctx->saved_data["end_term"] = end_term;
-    ctx->save_for_backward({q, k, v, out, lse, last, lengths ? *lengths : Tensor(), horizons,
-                            end_term ? onehot : Tensor()});
+    ctx->save_for_backward({q, k, v, out, lse, last, lengths.value_or(Tensor()),
+                            horizons.value_or(Tensor()), end_term ? *onehot : Tensor()});
     ctx->mark_non_differentiable({lse, mass});
     return {out, lse, mass};
   }
@@ -315,10 +315,11 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, con
       scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(q.size(3), 1))));
   check(q, k, v, last, lengths, factor);
   if (roles) check_roles(*roles, last);
-  const RoleInputs none;
-  const RoleInputs& r = roles ? *roles : none;
-  variable_list results =
-      AttentionFunction::apply(q, k, v, r.onehot, last, lengths, r.horizons, factor, r.limit_factor,
+  const RoleInputs r = roles.value_or(RoleInputs{});
+  const OptionalTensor onehot = roles ? OptionalTensor(r.onehot) : std::nullopt;
+  const OptionalTensor horizons = roles ? OptionalTensor(r.horizons) : std::nullopt;
+  const variable_list results =
+      AttentionFunction::apply(q, k, v, onehot, last, lengths, horizons, factor, r.limit_factor,
                                r.causal_normalizer, r.end_term, want_mass);
   return {results[0], results[1], want_mass ? results[2] : Tensor()};
 }

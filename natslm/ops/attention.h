@@ -31,7 +31,8 @@ struct AttentionResult {
 // q [B, Hq, T, D]; k, v [B, Hkv, T, D]; float32 or bfloat16, D a multiple of 8 up to 256, Hq a
 // multiple of Hkv; any strides (a copy is made only if the last axis is not contiguous).
 // last [B, Hkv, T] int32; lengths [B] int32 or absent (all T). `scale` defaults to 1 / sqrt(D).
-// Differentiable in q, k, v and roles->onehot. Throws c10::Error naming the argument.
+// Differentiable in q, k, v and roles->onehot. Throws c10::Error naming the argument;
+// Error for a length outside 0..T.
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& last,
                           const std::optional<at::Tensor>& lengths = std::nullopt,

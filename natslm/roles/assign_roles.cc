@@ -76,7 +76,9 @@ Outputs run(const Tensor& logits_in, const Options& options, const Tensor& lengt
 class SampleRoles : public torch::autograd::Function<SampleRoles> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Options& options,
-                               const Tensor& lengths, const Noise& noise, const Tensor& bias) {
+                               const std::optional<Tensor>& lengths_in, const Noise& noise,
+                               const std::optional<Tensor>& bias_in) {
+    const Tensor lengths = lengths_in.value_or(Tensor()), bias = bias_in.value_or(Tensor());
     at::AutoDispatchBelowADInplaceOrView below;
     Outputs out = run(logits, options, lengths, noise, bias);
     AssignedRoles& a = out.assigned;
@@ -162,7 +164,11 @@ AssignedRoles assign_roles(const Tensor& logits, const Options& options,
                 "assign_roles: sequences must be int64 [", b, "], got ",
                 noise->sequences.scalar_type(), " ", noise->sequences.sizes());
   }
-  const variable_list r = SampleRoles::apply(logits, options, lengths, *noise, bias);
+  const auto optional = [](const Tensor& x) {
+    return x.defined() ? std::optional(x) : std::nullopt;
+  };
+  const variable_list r =
+      SampleRoles::apply(logits, options, optional(lengths), *noise, optional(bias));
   return {
       .roles = r[2], .last = r[3], .horizons = r[4], .onehot = r[0], .price = r[1], .shares = r[5]};
 }

@@ -49,8 +49,8 @@ Config small_config(std::string_view architecture, roles::RoleSet set) {
 Tensor random_tokens(int64_t batch, int64_t tokens, const Config& config, uint64_t seed = kSeed) {
   Tensor ids = at::empty({batch, tokens}, at::kLong);
   for (int64_t i = 0; i < ids.numel(); ++i) {
-    ids.mutable_data_ptr<int64_t>()[i] =
-        static_cast<int64_t>(mix64(seed + static_cast<uint64_t>(i)) % static_cast<uint64_t>(config.vocabulary));
+    ids.mutable_data_ptr<int64_t>()[i] = static_cast<int64_t>(
+        mix64(seed + static_cast<uint64_t>(i)) % static_cast<uint64_t>(config.vocabulary));
   }
   return ids;
 }
@@ -99,8 +99,8 @@ class EveryModel : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(EveryModel, ReadsAPromptTheSameWayAtOnceInChunksAndTokenByToken) {
-  for (const auto set : {roles::RoleSet::kGls, roles::RoleSet::kGs, roles::RoleSet::kGl,
-                         roles::RoleSet::kDense}) {
+  for (const auto set :
+       {roles::RoleSet::kGls, roles::RoleSet::kGs, roles::RoleSet::kGl, roles::RoleSet::kDense}) {
     for (const int32_t role_chunk : {1, 3}) {
       if (set == roles::RoleSet::kDense && role_chunk > 1) continue;
       Config c = config(set);
@@ -138,8 +138,10 @@ TEST_P(EveryModel, GivesTheSameLogitsInABatchOfDifferentLengths) {
   const c10::NoGradGuard no_grad;
   const Tensor logits = model->forward(input).logits;
   for (int64_t b = 0; b < 3; ++b) {
-    const Tensor alone = argmax_forward(*model, tokens.narrow(0, b, 1).narrow(1, 0, lengths[b])).logits[0];
-    EXPECT_LE(worst_difference(logits[b].narrow(0, 0, lengths[b]), alone), 1e-5) << "sequence " << b;
+    const Tensor alone =
+        argmax_forward(*model, tokens.narrow(0, b, 1).narrow(1, 0, lengths[b])).logits[0];
+    EXPECT_LE(worst_difference(logits[b].narrow(0, 0, lengths[b]), alone), 1e-5)
+        << "sequence " << b;
   }
 }
 
@@ -251,7 +253,8 @@ TEST_P(EveryModel, DrawsTheSameRolesInAnyBatch) {
 TEST_P(EveryModel, IsTheDenseModelWhileTheWindowIsLongerThanTheText) {
   Config c = config(roles::RoleSet::kGs);
   c.roles.window = 1000;
-  const auto windowed = make_model(c, kSeed), dense = make_model(config(roles::RoleSet::kDense), kSeed);
+  const auto windowed = make_model(c, kSeed),
+             dense = make_model(config(roles::RoleSet::kDense), kSeed);
   const Tensor tokens = random_tokens(2, 50, c);
   const TrainingOutput out = argmax_forward(*windowed, tokens);
   EXPECT_LE(worst_difference(out.logits, argmax_forward(*dense, tokens).logits), 1e-5);
@@ -261,7 +264,8 @@ TEST_P(EveryModel, IsTheDenseModelWhileTheWindowIsLongerThanTheText) {
 
 TEST_P(EveryModel, IsTheDenseModelWhileEveryKeyIsGlobal) {
   const Config c = config(roles::RoleSet::kGs);
-  const auto model = make_model(c, kSeed), dense = make_model(config(roles::RoleSet::kDense), kSeed);
+  const auto model = make_model(c, kSeed),
+             dense = make_model(config(roles::RoleSet::kDense), kSeed);
   const Tensor tokens = random_tokens(2, 50, c);
   const TrainingOutput out = argmax_forward(*model, tokens, /*bias=*/-1e9f);
   EXPECT_LE(worst_difference(out.logits, argmax_forward(*dense, tokens).logits), 1e-5);
@@ -281,7 +285,8 @@ TEST_P(EveryModel, ComesBackFromItsFolder) {
     EXPECT_TRUE(at::equal(again->parameters()[i].second, model->parameters()[i].second));
   }
   const Tensor tokens = random_tokens(1, 20, c);
-  EXPECT_TRUE(at::equal(argmax_forward(*again, tokens).logits, argmax_forward(*model, tokens).logits));
+  EXPECT_TRUE(
+      at::equal(argmax_forward(*again, tokens).logits, argmax_forward(*model, tokens).logits));
   std::filesystem::remove_all(folder);
 }
 
