@@ -3,7 +3,8 @@
 //
 // Only on_append must be written; every other hook does nothing by default. Hooks are called per
 // layer, from the one thread that runs the model. A policy may keep state per (sequence slot,
-// layer). SPDX-License-Identifier: Apache-2.0
+// layer).
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,6 @@
 // Attention for policies that renumber: keys are stored before RoPE, and every query gives the keys
-// it can read the positions that the policy says. SPDX-License-Identifier: Apache-2.0
+// it can read the positions that the policy says.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,6 +1,6 @@
 // The one table of policies: what decides at inference how long a key lives. A new policy is a
-// class in its own file and one line in policies.cc (docs/policies.md). SPDX-License-Identifier:
-// Apache-2.0
+// class in its own file and one line in policies.cc (docs/policies.md).
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // StreamingLLM (Xiao et al., ICLR 2024): the first `sinks` tokens for ever and the `window` most
-// recent ones, the query's own included. SPDX-License-Identifier: Apache-2.0
+// recent ones, the query's own included.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "natslm/cache/policy.h"

@@ -2,8 +2,10 @@
 // share each load, which is what grouped-query attention and chunks live on. One page at a time:
 // its keys and values are contiguous, so a single new token streams through memory in order.
 //
-// Softmax is online in base 2 (scale * log2(e) is folded into q): the running sum and the values
-// are rescaled only when a row's maximum grows. SPDX-License-Identifier: Apache-2.0
+// Softmax is online and in base 2; the running sum and the values are rescaled only when a row's
+// maximum grows. The scale comes in with the exponent's multiply-add (folded into q it would be one
+// more rounding of every channel).
+// SPDX-License-Identifier: Apache-2.0
 #include "natslm/kernels/attention_decode.h"
 
 #define HWY_DISABLED_TARGETS HWY_SSE4  // no gain here over SSSE3
@@ -168,6 +170,13 @@ HWY_INLINE Bounds bounds_of(const int32_t* position, const int32_t* last) {
           hn::GetLane(hn::MaxOfLanes(kInts, max_last))};
 }
 
+// Sum of the weights of a row: 2^shift * total. Kept apart because their logarithm as a float would
+// cost the second pass half its digits.
+struct RowSum {
+  float shift = kNone, total = 1;
+  float log() const { return (shift + std::log2(total)) * kLn2; }
+};
+
 // What a worker needs besides the parameters.
 struct Scratch {
   explicit Scratch(int head_dim)
@@ -190,14 +199,20 @@ template <class Element>
 class BlockOfRows {
  public:
   BlockOfRows(const AttentionDecode& p, const DecodeTask& task, Scratch& scratch)
-      : p_(p), task_(task), keys_(p.keys[task.list]), s_(scratch), d_(p.head_dim) {}
+      : p_(p),
+        task_(task),
+        keys_(p.keys[task.list]),
+        s_(scratch),
+        d_(p.head_dim),
+        q_scale_(p.scale > 0 ? 1.0f : p.scale),
+        exponent_scale_(p.scale > 0 ? p.scale * kLog2e : kLog2e) {}
 
   void load_queries(int32_t row, int32_t rows) {
     row_ = row;
     rows_ = rows;
     for (int32_t m = 0; m < rows; ++m) {
       const int64_t at = row_of(p_, task_.list, row + m);
-      read_row(p_.q, p_.dtype, at * d_, d_, p_.scale * kLog2e, s_.q.get() + m * d_);
+      read_row(p_.q, p_.dtype, at * d_, d_, q_scale_, s_.q.get() + m * d_);
       s_.position[m] = position_of(p_, task_.list, row + m);
     }
   }
@@ -248,14 +263,16 @@ class BlockOfRows {
   }
 
   // Adds to mass[0..count) what the keys from j on received from these rows.
-  void add_mass(int32_t j, int32_t count, const float* lse2, float* mass) {
+  void add_mass(int32_t j, int32_t count, const RowSum* sums, float* mass) {
     if (!score_page(j, count)) return;
     for (int v = 0; v < kPageKeys; v += kLanes) {
       Vec sum = hn::Zero(kFloats);
       for (int32_t m = 0; m < rows_; ++m) {
         const Vec score = hn::Load(kFloats, s_.scores.get() + m * kPageKeys + v);
-        const Vec share =
-            exp2(hn::Sub(score, hn::Set(kFloats, lse2[row_of(p_, task_.list, row_ + m)])));
+        const RowSum& row = sums[row_of(p_, task_.list, row_ + m)];
+        const Vec weight =
+            exp2(hn::MulSub(score, hn::Set(kFloats, exponent_scale_), hn::Set(kFloats, row.shift)));
+        const Vec share = hn::Mul(weight, hn::Set(kFloats, 1 / row.total));
         sum = hn::Add(sum, hn::IfThenElseZero(hn::Ne(score, hn::Set(kFloats, kNone)), share));
       }
       hn::Store(sum, kFloats, s_.page.get() + v);
@@ -263,6 +280,9 @@ class BlockOfRows {
     for (int32_t i = 0; i < count; ++i) mass[i] += s_.page[i];
   }
 
+  // The exponent of the largest weight of row m, to which the others are relative; -inf: it has
+  // seen nothing.
+  float shift(int32_t m) const { return s_.highest[m] * exponent_scale_; }
   float total(int32_t m) const {
     return hn::GetLane(hn::SumOfLanes(kFloats, hn::Load(kFloats, s_.totals.get() + m * kLanes)));
   }
@@ -316,17 +336,18 @@ class BlockOfRows {
     if (highest == kNone && !all_hidden(scores)) highest = std::numeric_limits<float>::quiet_NaN();
     float* total = s_.totals.get() + m * kLanes;
     if (!(highest <= s_.highest[m])) {
-      const float factor = s_.highest[m] == kNone ? 0.0f : std::exp2(s_.highest[m] - highest);
+      const float before = shift(m);
       s_.highest[m] = highest;
+      const float factor = before == kNone ? 0.0f : std::exp2(before - shift(m));
       for (int n = 0; n < kLanes; ++n) total[n] *= factor;
       float* sums = s_.sums.get() + int64_t{m} * d_;
       for (int c = 0; c < d_; ++c) sums[c] *= factor;
     }
     if (s_.highest[m] == kNone) return fill(scores, kPageKeys, 0);  // sees nothing so far
-    const Vec shift = hn::Set(kFloats, s_.highest[m]);
+    const Vec scale = hn::Set(kFloats, exponent_scale_), most_of_row = hn::Set(kFloats, shift(m));
     Vec sum = hn::Load(kFloats, total);
     for (int j = 0; j < kPageKeys; j += kLanes) {
-      const Vec weight = exp2(hn::Sub(hn::Load(kFloats, scores + j), shift));
+      const Vec weight = exp2(hn::MulSub(hn::Load(kFloats, scores + j), scale, most_of_row));
       sum = hn::Add(sum, weight);
       hn::Store(weight, kFloats, scores + j);
     }
@@ -338,6 +359,7 @@ class BlockOfRows {
   const CachedKeys& keys_;
   Scratch& s_;
   int d_;
+  float q_scale_, exponent_scale_;  // the second is positive: a maximum stays one
   int32_t row_ = 0, rows_ = 0;
 };
 
@@ -350,25 +372,23 @@ HWY_INLINE bool all_finite(const float* x, int count) {
   return hn::AllTrue(d, hn::Eq(poison, hn::Zero(d)));
 }
 
-// One finished row: sums / total to the output, its lse (base 2).
+// One finished row: sums / total to the output.
 void write_result(const AttentionDecode& p, int32_t list, int32_t packed, const float* sums,
-                  float total, float highest, float* lse2) {
+                  RowSum row, RowSum* rows) {
   const int64_t at = row_of(p, list, packed);
-  if (highest == kNone) {  // sees nothing
+  if (row.shift == kNone) {  // sees nothing
     write_row(sums, p.head_dim, 0.0f, p.out, p.dtype, at * p.head_dim);
-    lse2[at] = kNone;
-  } else if (std::isfinite(total) && all_finite(sums, p.head_dim)) {
-    write_row(sums, p.head_dim, 1.0f / total, p.out, p.dtype, at * p.head_dim);
-    lse2[at] = highest + std::log2(total);
+  } else if (std::isfinite(row.total) && all_finite(sums, p.head_dim)) {
+    write_row(sums, p.head_dim, 1.0f / row.total, p.out, p.dtype, at * p.head_dim);
   } else {  // 0 * infinity of a hidden key, or of a visible one?
-    attend_row_exactly(p, list, at, position_of(p, list, packed), lse2 + at);
-    lse2[at] *= kLog2e;
+    row = {kLog2e * attend_row_exactly(p, list, at, position_of(p, list, packed)), 1};
   }
+  rows[at] = row;
 }
 
 // A partial result: sums [rows, D], then totals [rows], then highest scores [rows].
 void merge(const AttentionDecode& p, const DecodePlan& plan, const DecodePlan::Cut& cut,
-           const float* partials, float* lse2) {
+           const float* partials, RowSum* rows) {
   const DecodeTask& first = plan.tasks[cut.begin];
   const int d = p.head_dim;
   std::vector<float> sums(d);
@@ -390,7 +410,7 @@ void merge(const AttentionDecode& p, const DecodePlan& plan, const DecodePlan::C
       const float* from = part(task) + int64_t{m} * d;
       for (int c = 0; c < d; ++c) sums[c] += factor * from[c];
     }
-    write_result(p, first.list, m, sums.data(), total, highest, lse2);
+    write_result(p, first.list, m, sums.data(), {highest, total}, rows);
   }
 }
 
@@ -401,7 +421,7 @@ void run_typed(const AttentionDecode& p) {
   for (int worker = 0; worker < std::max(1, p.parallel.workers); ++worker) {
     scratch.emplace_back(p.head_dim);
   }
-  std::vector<float> lse2(int64_t{p.rows} * p.q_heads);
+  std::vector<RowSum> rows(int64_t{p.rows} * p.q_heads);
   const auto partials = hwy::AllocateAligned<float>(std::max<int64_t>(1, plan.partial_floats));
   p.parallel(static_cast<int64_t>(plan.tasks.size()), [&](int64_t t, int worker) {
     const DecodeTask& task = plan.tasks[t];
@@ -411,21 +431,22 @@ void run_typed(const AttentionDecode& p) {
     for (int32_t m = 0; m < task.rows; ++m) {
       const float* sums = s.sums.get() + int64_t{m} * p.head_dim;
       if (task.partial < 0) {
-        write_result(p, task.list, task.row + m, sums, block.total(m), s.highest[m], lse2.data());
+        write_result(p, task.list, task.row + m, sums, {block.shift(m), block.total(m)},
+                     rows.data());
         continue;
       }
       float* to = partials.get() + task.partial;
       std::copy_n(sums, p.head_dim, to + int64_t{m} * p.head_dim);
       to[int64_t{task.rows} * p.head_dim + m] = block.total(m);
-      to[int64_t{task.rows} * (p.head_dim + 1) + m] = s.highest[m];
+      to[int64_t{task.rows} * (p.head_dim + 1) + m] = block.shift(m);
     }
   });
   if (!plan.cuts.empty()) {
     p.parallel(static_cast<int64_t>(plan.cuts.size()),
-               [&](int64_t c, int) { merge(p, plan, plan.cuts[c], partials.get(), lse2.data()); });
+               [&](int64_t c, int) { merge(p, plan, plan.cuts[c], partials.get(), rows.data()); });
   }
   if (p.lse) {
-    for (size_t i = 0; i < lse2.size(); ++i) p.lse[i] = lse2[i] * kLn2;
+    for (size_t i = 0; i < rows.size(); ++i) p.lse[i] = rows[i].log();
   }
 
   const std::vector<DecodeTask> mass = plan_mass(p);
@@ -438,7 +459,7 @@ void run_typed(const AttentionDecode& p) {
     for (int32_t row = 0; row < task.rows; row += kDecodeBlockRows) {
       block.load_queries(row, std::min(kDecodeBlockRows, task.rows - row));
       for (int32_t j = task.key; j < task.key_end; j += kPageKeys) {
-        block.add_mass(j, std::min(kPageKeys, task.key_end - j), lse2.data(), to + j);
+        block.add_mass(j, std::min(kPageKeys, task.key_end - j), rows.data(), to + j);
       }
     }
   });

@@ -51,8 +51,7 @@ std::vector<DecodeTask> plan_mass(const AttentionDecode& p) {
   return tasks;
 }
 
-void attend_row_exactly(const AttentionDecode& p, int32_t list, int64_t at, int32_t position,
-                        float* lse) {
+float attend_row_exactly(const AttentionDecode& p, int32_t list, int64_t at, int32_t position) {
   const CachedKeys& keys = p.keys[list];
   const int64_t d = p.head_dim;
   std::vector<double> score(keys.count), out(d, 0.0);
@@ -78,7 +77,7 @@ void attend_row_exactly(const AttentionDecode& p, int32_t list, int64_t at, int3
     }
   }
   for (int64_t c = 0; c < d; ++c) store(p.out, p.dtype, at * d + c, sees ? out[c] / total : 0);
-  *lse = static_cast<float>(highest + std::log(total));
+  return static_cast<float>(highest + std::log(total));
 }
 
 }  // namespace natslm::kernels::cpu

@@ -1,8 +1,10 @@
-// What the CPU decode kernel does apart from arithmetic on vectors: how the work is cut, how the parts
-// of a long list of keys are put together, and the exact path for rows with infinities or NaN.
+// What the CPU decode kernel does apart from arithmetic on vectors: how the work is cut, how the
+// parts of a long list of keys are put together, and the exact path for rows with infinities or
+// NaN.
 //
 // A cut depends on the sequence alone, never on its neighbours or on the number of workers, so a
-// sequence's result does not either. SPDX-License-Identifier: Apache-2.0
+// sequence's result does not either.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
@@ -12,8 +14,8 @@
 
 namespace natslm::kernels::cpu {
 
-// The rows of a task are "packed": the group's query heads of a position lie together, so packed row m
-// of a sequence is query row_start + m / group, head m % group of the KV head.
+// The rows of a task are "packed": the group's query heads of a position lie together, so packed
+// row m of a sequence is query row_start + m / group, head m % group of the KV head.
 struct DecodeTask {
   int32_t list = 0;              // sequence * Hkv + KV head
   int32_t row = 0, rows = 0;     // packed rows of that sequence
@@ -48,8 +50,7 @@ inline int32_t position_of(const AttentionDecode& p, int32_t list, int32_t packe
   return p.row_position[p.row_start[list / p.kv_heads] + packed / (p.q_heads / p.kv_heads)];
 }
 
-// One row in double precision over the visible keys alone. `at` as from row_of.
-void attend_row_exactly(const AttentionDecode& p, int32_t list, int64_t at, int32_t position,
-                        float* lse);
+// One row in double precision over the visible keys alone; returns its lse. `at` as from row_of.
+float attend_row_exactly(const AttentionDecode& p, int32_t list, int64_t at, int32_t position);
 
 }  // namespace natslm::kernels::cpu
