@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/train/adamw.h"
+
+#include <ATen/ops/_foreach_norm.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+
+#include <cmath>
+
+#include "natslm/base/error.h"
+
+namespace natslm::train {
+
+AdamW::AdamW(const models::NamedTensors& parameters, const AdamWOptions& options)
+    : options_(options), groups_(2) {
+  groups_[0].decay = options.decay;
+  for (const auto& [name, parameter] : parameters) {
+    NATSLM_CHECK(parameter.scalar_type() == at::kFloat, "parameter ", name, " is ",
+                 c10::toString(parameter.scalar_type()), "; training needs float32");
+    Group& group = groups_[parameter.dim() >= 2 ? 0 : 1];
+    group.parameters.push_back(parameter);
+    group.means.push_back(at::zeros_like(parameter.detach()));
+    group.squares.push_back(at::zeros_like(parameter.detach()));
+    group.steps.push_back(at::full({}, 0.0f, parameter.options().requires_grad(false)));
+    state_.emplace_back("mean." + name, group.means.back());
+    state_.emplace_back("square." + name, group.squares.back());
+  }
+}
+
+void AdamW::step(double learning_rate, double gradient_divisor) {
+  const c10::NoGradGuard no_grad;
+  ++steps_;
+  for (Group& group : groups_) {
+    std::vector<at::Tensor> parameters, gradients, means, squares, steps;
+    for (size_t i = 0; i < group.parameters.size(); ++i) {
+      group.steps[i].fill_(static_cast<double>(steps_));
+      const at::Tensor& gradient = group.parameters[i].grad();
+      if (!gradient.defined()) continue;
+      parameters.push_back(group.parameters[i]);
+      gradients.push_back(gradient);
+      means.push_back(group.means[i]);
+      squares.push_back(group.squares[i]);
+      steps.push_back(group.steps[i]);
+    }
+    if (parameters.empty()) continue;
+    std::optional<at::Tensor> scale;
+    if (gradient_divisor != 1)
+      scale = at::full({}, gradient_divisor, gradients.front().options().dtype(at::kFloat));
+    at::_fused_adamw_(parameters, gradients, means, squares, {}, steps, learning_rate,
+                      options_.beta1, options_.beta2, group.decay, options_.epsilon,
+                      /*amsgrad=*/false, /*maximize=*/false, scale);
+  }
+}
+
+void AdamW::zero_gradients() {
+  // Dropped, not filled with zeros: the next backward pass then hands its own buffers over.
+  for (Group& group : groups_)
+    for (at::Tensor& parameter : group.parameters) parameter.mutable_grad() = at::Tensor();
+}
+
+models::NamedTensors AdamW::state() const {
+  return state_;
+}
+
+void AdamW::set_steps(int64_t steps) {
+  steps_ = steps;
+}
+
+double gradient_norm(const models::NamedTensors& parameters) {
+  const c10::NoGradGuard no_grad;
+  std::vector<at::Tensor> gradients;
+  for (const auto& [name, parameter] : parameters)
+    if (parameter.grad().defined()) gradients.push_back(parameter.grad());
+  if (gradients.empty()) return 0;
+  return at::stack(at::_foreach_norm(gradients)).to(at::kDouble).norm().item<double>();
+}
+
+std::optional<NonFinite> find_non_finite(const models::NamedTensors& parameters) {
+  const c10::NoGradGuard no_grad;
+  for (const bool gradients : {false, true}) {
+    for (const auto& [name, parameter] : parameters) {
+      const at::Tensor values = gradients ? parameter.grad() : parameter;
+      if (values.defined() && !at::isfinite(values).all().item<bool>())
+        return NonFinite{name, gradients};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace natslm::train

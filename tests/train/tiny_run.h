@@ -1,0 +1,69 @@
+// A run of the tiny model: model, text, options and where they meet.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "natslm/train/trainer.h"
+#include "tests/train/tiny_model.h"
+
+namespace natslm::train {
+
+inline Options tiny_options() {
+  Options o;
+  o.steps = 20;
+  o.batch = 4;
+  o.context = 16;
+  o.warm_up = 3;
+  o.learning_rate = 1e-2;
+  o.kv_budget = 0.3;
+  o.log_every = 5;
+  o.checkpoint_every = 0;
+  o.seed = 7;
+  return o;
+}
+
+// Many checkpoints, so that a kill often meets one being written.
+inline Options kill_options() {
+  Options o = tiny_options();
+  o.steps = 40;
+  o.checkpoint_every = 3;
+  return o;
+}
+
+struct TinyRun {
+  explicit TinyRun(bool dense = false) : model(dense) {}
+  TinyModel model;
+  data::TokenDataset dataset{tiny_text(4000), TinyModel::kVocabulary, 5};
+  Options options = tiny_options();
+  Parts parts;
+  Trainer trainer(const std::filesystem::path& folder) {
+    return Trainer(model, dataset, options, folder, parts);
+  }
+};
+
+// A new folder that goes with the object.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "natslm-train-XXXXXX").string();
+    path_ = ::mkdtemp(name.data());
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace natslm::train
