@@ -287,6 +287,7 @@ void KvCache::remove_sequence(int32_t slot) {
   }
   sequence = Sequence();
   impl_->policy->reset(slot);
+  impl_->next_layer = 0;  // if a step failed half-way, its sequences are removed and all is well
 }
 
 int32_t KvCache::length(int32_t slot) const {

@@ -63,6 +63,7 @@ class KvCache {
 
   // A new, empty sequence; its slot number (freed numbers are used again).
   int32_t add_sequence();
+  // Also the way out when a step threw: remove all its sequences.
   void remove_sequence(int32_t slot);
   // Tokens appended so far = position of the next one.
   int32_t length(int32_t slot) const;

@@ -16,6 +16,22 @@ DType dtype_of(at::ScalarType type) {
   return type == at::kFloat ? DType::kFloat32 : DType::kBFloat16;
 }
 
+namespace {
+
+// Multiply-adds below which waking threads costs more than they save (some 20 us of one core).
+constexpr int64_t kWorthThreads = 300'000;
+
+int64_t work_of(const kernels::AttentionDecode& p) {
+  int64_t pairs = 0;
+  for (int32_t list = 0; list < p.batch * p.kv_heads; ++list) {
+    const int32_t b = list / p.kv_heads;
+    pairs += int64_t{p.row_start[b + 1] - p.row_start[b]} * p.keys[list].count;
+  }
+  return pairs * (p.q_heads / p.kv_heads) * p.head_dim * 2;
+}
+
+}  // namespace
+
 at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
                         std::span<const int32_t> row_position,
                         std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale) {
@@ -42,7 +58,7 @@ at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
   p.q = queries.const_data_ptr();
   p.keys = keys.data();
   p.out = out.mutable_data_ptr();
-  p.parallel = torch_threads();
+  if (work_of(p) >= kWorthThreads) p.parallel = torch_threads();
   kernels::cpu::run(p);
   return out;
 }

@@ -13,12 +13,15 @@
 #include <ATen/ops/max.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <random>
+
+#include "natslm/base/lifetime.h"
 
 namespace natslm::test {
 
@@ -98,7 +101,8 @@ std::vector<at::Tensor> run(cache::KvCache& cache, int32_t slot, const Stream& s
   return all;
 }
 
-std::vector<at::Tensor> plain(const Stream& stream, const std::vector<at::Tensor>& last) {
+std::vector<at::Tensor> plain(const Stream& stream, const std::vector<at::Tensor>& last,
+                              std::vector<at::Tensor>* mass) {
   const int64_t t = stream.tokens, group = stream.shape.q_heads / stream.shape.kv_heads;
   const at::Tensor position = at::arange(t, at::kInt);
   std::vector<at::Tensor> outs;
@@ -116,8 +120,37 @@ std::vector<at::Tensor> plain(const Stream& stream, const std::vector<at::Tensor
     const at::Tensor hidden = at::full({}, -std::numeric_limits<double>::infinity(), at::kDouble);
     const at::Tensor p = at::softmax(at::where(visible, scores, hidden), -1).nan_to_num(0.0);
     outs.push_back(at::einsum("hij,jhd->ihd", {p, v}).to(at::kFloat));
+    if (mass) mass->push_back(p.view({-1, group, t, t}).sum({1, 2}).to(at::kFloat));
   }
   return outs;
+}
+
+std::vector<at::Tensor> random_lifetimes(const cache::Shape& shape, int32_t tokens, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<at::Tensor> all;
+  for (int32_t layer = 0; layer < shape.layers; ++layer) {
+    at::Tensor last = at::empty({shape.kv_heads, tokens}, at::kInt);
+    auto value = last.accessor<int32_t, 2>();
+    for (int32_t h = 0; h < shape.kv_heads; ++h) {
+      for (int32_t j = 0; j < tokens; ++j) {
+        const int32_t some[] = {
+            kForever, j + static_cast<int32_t>(random() % 40), tokens / 2, kOpenEnded, j,
+            j - 1,    j + static_cast<int32_t>(random() % 9)};
+        value[h][j] = some[random() % std::size(some)];
+      }
+    }
+    all.push_back(last);
+  }
+  return all;
+}
+
+std::vector<int32_t> alive(const at::Tensor& last, int32_t head, int32_t now) {
+  std::vector<int32_t> positions;
+  const auto value = last.accessor<int32_t, 2>();
+  for (int32_t j = 0; j < now; ++j) {
+    if (!dead(now, value[head][j])) positions.push_back(j);
+  }
+  return positions;
 }
 
 double worst_difference(const at::Tensor& a, const at::Tensor& b) {

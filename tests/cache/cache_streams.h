@@ -39,7 +39,16 @@ std::vector<at::Tensor> run(cache::KvCache& cache, int32_t slot, const Stream& s
                             int32_t chunk);
 
 // What attention with these lifetimes gives: last[layer] is [Hkv, T] int32. Double precision.
-std::vector<at::Tensor> plain(const Stream& stream, const std::vector<at::Tensor>& last);
+// `mass` takes [Hkv, T] of each layer: the probability that each key received.
+std::vector<at::Tensor> plain(const Stream& stream, const std::vector<at::Tensor>& last,
+                              std::vector<at::Tensor>* mass = nullptr);
+
+// Lifetimes of every kind at random, [layers] of [Hkv, T]: for ever, short, to a common end, own
+// query only, dead on arrival.
+std::vector<at::Tensor> random_lifetimes(const cache::Shape& shape, int32_t tokens, uint64_t seed);
+
+// Positions below `now` that a query at `now` or later can read.
+std::vector<int32_t> alive(const at::Tensor& last, int32_t head, int32_t now);
 
 double worst_difference(const at::Tensor& a, const at::Tensor& b);
 
