@@ -131,8 +131,11 @@ void plain_forward(const AttentionForward& p) {
         for (int c = 0; c < d; ++c) {
           store(p.out, p.dtype, row(p.out_stride, b, head, i) + c, mean[c] * norm);
         }
+        // As the contract says: from the stored normaliser.
         for (int j = 0; p.mass && i < length && j <= i; ++j) {
-          if (visible(i, j, last[j])) p.mass[task * p.tokens + j] += score[j] * norm;
+          if (!visible(i, j, last[j])) continue;
+          const float s = p.scale * dot(&q[int64_t{i} * d], &k[int64_t{j} * d], d);
+          p.mass[task * p.tokens + j] += std::exp(s - lse[i]);
         }
       }
     }

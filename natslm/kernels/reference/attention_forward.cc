@@ -24,8 +24,9 @@ double dot(const AttentionForward& p, int64_t q_row, int64_t k_row) {
   return sum;
 }
 
-// One query: softmax over the keys it may read, then the mean of their values.
-void attend(const AttentionForward& p, int b, int head, int i) {
+// One query: softmax over the keys it may read, then the mean of their values. Adds the probability
+// of key j to mass[j].
+void attend(const AttentionForward& p, int b, int head, int i, std::vector<double>& mass) {
   const int kv_head = head / (p.q_heads / p.kv_heads);
   const int32_t* last = p.last + (int64_t{b} * p.kv_heads + kv_head) * p.tokens;
   const int64_t q_row = row(p.q_stride, b, head, i);
@@ -51,24 +52,11 @@ void attend(const AttentionForward& p, int b, int head, int i) {
   const int64_t out_row = row(p.out_stride, b, head, i);
   const double norm = denominator > 0 || std::isnan(denominator) ? 1 / denominator : 0;
   for (int c = 0; c < p.head_dim; ++c) store(p.out, p.dtype, out_row + c, mean[c] * norm);
+  for (int j = 0; j <= i; ++j) {
+    if (visible(i, j, last[j])) mass[j] += score[j] * norm;
+  }
   p.lse[(int64_t{b} * p.q_heads + head) * p.tokens + i] =
       static_cast<float>(denominator == 0 ? -kInfinity : largest + std::log(denominator));
-}
-
-// What key j received from all queries of its group, from the finished lse.
-double mass(const AttentionForward& p, int b, int kv_head, int j, int length) {
-  const int group = p.q_heads / p.kv_heads;
-  const int32_t last = p.last[(int64_t{b} * p.kv_heads + kv_head) * p.tokens + j];
-  double sum = 0;
-  for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    const float* lse = p.lse + (int64_t{b} * p.q_heads + head) * p.tokens;
-    for (int i = j; i < length && visible(i, j, last); ++i) {
-      const double s =
-          p.scale * dot(p, row(p.q_stride, b, head, i), row(p.k_stride, b, kv_head, j));
-      sum += std::exp(s - lse[i]);
-    }
-  }
-  return sum;
 }
 
 }  // namespace
@@ -79,24 +67,21 @@ std::string_view why_not(const AttentionForward& p) {
 
 void run(const AttentionForward& p) {
   check_supported("attention_forward (reference)", why_not(p), p);
-  p.parallel(int64_t{p.batch} * p.q_heads, [&](int64_t task, int) {
-    const int b = static_cast<int>(task / p.q_heads), head = static_cast<int>(task % p.q_heads);
-    const int length = length_of(p.lengths, b, p.tokens);
-    for (int i = 0; i < length; ++i) attend(p, b, head, i);
-    for (int i = length; i < p.tokens; ++i) {
-      const int64_t out_row = row(p.out_stride, b, head, i);
-      for (int c = 0; c < p.head_dim; ++c) store(p.out, p.dtype, out_row + c, 0);
-      p.lse[task * p.tokens + i] = static_cast<float>(-kInfinity);
-    }
-  });
-  if (!p.mass) return;
+  const int group = p.q_heads / p.kv_heads;
   p.parallel(int64_t{p.batch} * p.kv_heads, [&](int64_t task, int) {
-    const int b = static_cast<int>(task / p.kv_heads), head = static_cast<int>(task % p.kv_heads);
+    const int b = static_cast<int>(task / p.kv_heads), kv = static_cast<int>(task % p.kv_heads);
     const int length = length_of(p.lengths, b, p.tokens);
-    for (int j = 0; j < p.tokens; ++j) {
-      p.mass[task * p.tokens + j] =
-          j < length ? static_cast<float>(mass(p, b, head, j, length)) : 0.0f;
+    std::vector<double> mass(p.tokens, 0.0);
+    for (int head = kv * group; head < (kv + 1) * group; ++head) {
+      for (int i = 0; i < length; ++i) attend(p, b, head, i, mass);
+      for (int i = length; i < p.tokens; ++i) {
+        for (int c = 0; c < p.head_dim; ++c) {
+          store(p.out, p.dtype, row(p.out_stride, b, head, i) + c, 0);
+        }
+        p.lse[(int64_t{b} * p.q_heads + head) * p.tokens + i] = static_cast<float>(-kInfinity);
+      }
     }
+    if (p.mass) std::copy(mass.begin(), mass.end(), p.mass + task * p.tokens);
   });
 }
 

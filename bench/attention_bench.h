@@ -1,0 +1,68 @@
+// Problems for the attention benchmarks: random numbers, roles at random, and the work they need.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "natslm/base/lifetime.h"
+
+namespace natslm::bench {
+
+struct Shape {
+  int batch, q_heads, kv_heads, tokens, head_dim;
+  int64_t queries() const { return int64_t{batch} * q_heads * tokens; }
+  int64_t keys() const { return int64_t{batch} * kv_heads * tokens; }
+};
+
+inline std::vector<float> random_numbers(int64_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> numbers(count);
+  for (float& x : numbers) x = normal(random);
+  return numbers;
+}
+
+// Lifetimes of [B, Hkv, T] keys: Global with probability global_share, Local with local_share, the
+// rest in a window; and what each of the three roles would have given, [3, B, Hkv, T].
+struct RandomRoles {
+  std::vector<int32_t> last, horizons;
+};
+inline RandomRoles random_roles(const Shape& shape, double global_share, double local_share,
+                                int window) {
+  std::mt19937_64 random(1);
+  std::uniform_real_distribution<double> uniform;
+  RandomRoles roles{std::vector<int32_t>(shape.keys()), std::vector<int32_t>(3 * shape.keys())};
+  for (int64_t head = 0; head < int64_t{shape.batch} * shape.kv_heads; ++head) {
+    int32_t next = kForever;
+    for (int j = shape.tokens - 1; j >= 0; --j) {
+      const int64_t at = head * shape.tokens + j;
+      const double u = uniform(random);
+      const bool global = j == 0 || u < global_share;
+      const bool local = !global && u < global_share + local_share;
+      roles.horizons[at] = kForever;
+      roles.horizons[shape.keys() + at] = next;
+      roles.horizons[2 * shape.keys() + at] = j + window;
+      roles.last[at] = global ? kForever : local ? next : j + window;
+      if (global) next = j;
+    }
+  }
+  return roles;
+}
+
+// Pairs of a query head and a key that the lifetimes let through, over the whole batch.
+inline int64_t visible_pairs(const Shape& shape, const std::vector<int32_t>& last) {
+  int64_t pairs = 0;
+  for (int64_t i = 0; i < shape.keys(); ++i) {
+    pairs += queries_served(static_cast<int32_t>(i % shape.tokens), last[i], shape.tokens);
+  }
+  return pairs * (shape.q_heads / shape.kv_heads);
+}
+
+inline int64_t causal_pairs(const Shape& shape) {
+  return int64_t{shape.batch} * shape.q_heads * shape.tokens * (shape.tokens + 1) / 2;
+}
+
+}  // namespace natslm::bench

@@ -1,0 +1,186 @@
+// The vector building blocks of the CPU attention kernels, compiled once per instruction set.
+//
+// Everything is transposed: the lanes of a vector are query rows, so that maxima, sums and masks
+// need no work across lanes, and one scalar of a key or value row is broadcast to all of them. A
+// block is kBlockRows query rows; a [n, kBlockRows] array in memory is a "block matrix".
+// SPDX-License-Identifier: Apache-2.0
+#if defined(NATSLM_KERNELS_CPU_TILE_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef NATSLM_KERNELS_CPU_TILE_MATH_INL_H_
+#undef NATSLM_KERNELS_CPU_TILE_MATH_INL_H_
+#else
+#define NATSLM_KERNELS_CPU_TILE_MATH_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+
+#include "natslm/base/dtype.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace natslm::kernels::cpu {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::ScalableTag<float>;
+using Ints = hn::RebindToSigned<Floats>;
+using Vec = hn::Vec<Floats>;
+
+constexpr Floats kFloats;
+constexpr Ints kInts;
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
+// Two vectors of rows times eight (four where there are only 16 registers) broadcast scalars:
+// enough independent sums to hide the latency of a multiply-add.
+constexpr int kVectors = 2;
+constexpr int kBlockRows = kVectors * kLanes;
+constexpr int kGroup = 8;  // keys, or channels, that are computed together
+constexpr int kScalars = kLanes == 16 ? 8 : 4;
+static_assert(kGroup % kScalars == 0);
+
+// 2^x for x <= 128 to 1e-7; exactly 0 from -127 on. NaN stays NaN.
+HWY_INLINE Vec exp2(Vec x) {
+  // Adding it leaves round(x) + 127 in the low bits: a float's biased exponent.
+  const Vec magic = hn::Set(kFloats, 12582912.0f + 127.0f);
+  x = hn::Max(hn::Set(kFloats, -127.0f), x);
+  const Vec shifted = hn::Add(x, magic);
+  const Vec r = hn::Sub(x, hn::Sub(shifted, magic));
+  // Smallest largest relative error on [-1/2, 1/2]: 2e-9, 8e-8 with the roundings.
+  Vec p = hn::Set(kFloats, 1.535336341e-4f);
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.339887502e-3f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 9.618436918e-3f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 5.550332367e-2f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 2.402264774e-1f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 6.931471825e-1f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
+  return hn::Mul(p, hn::BitCast(kFloats, hn::ShiftLeft<23>(hn::BitCast(kInts, shifted))));
+}
+
+// sum[m][n] += sum over i < count of a(m, i) * b[i][n], where a(m, i) is a[m * stride + i] (kByRow:
+// each m is a row) or a[i * stride + m] (each m is a column), and b has b_stride floats a row.
+template <bool kByRow, int kM, int kN>
+HWY_INLINE void multiply_add(const float* HWY_RESTRICT a, int64_t stride,
+                             const float* HWY_RESTRICT b, int64_t b_stride, int64_t count,
+                             Vec (&sum)[kM][kN]) {
+  for (int64_t i = 0; i < count; ++i) {
+    Vec row[kN];
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) row[n] = hn::Load(kFloats, b + i * b_stride + n * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < kM; ++m) {
+      const Vec scalar = hn::Set(kFloats, kByRow ? a[m * stride + i] : a[i * stride + m]);
+#pragma GCC unroll 8
+      for (int n = 0; n < kN; ++n) sum[m][n] = hn::MulAdd(scalar, row[n], sum[m][n]);
+    }
+  }
+}
+
+// c[m][n] = sum over i of rows[m][i] * b[i][n] for kGroup rows: scores, and dout . v.
+HWY_INLINE void products_of_rows(const float* HWY_RESTRICT rows, int64_t stride,
+                                 const float* HWY_RESTRICT b, int64_t count,
+                                 float* HWY_RESTRICT c) {
+  for (int m0 = 0; m0 < kGroup; m0 += kScalars) {
+    Vec sum[kScalars][kVectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < kScalars; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kVectors; ++n) sum[m][n] = hn::Zero(kFloats);
+    }
+    multiply_add<true>(rows + m0 * stride, stride, b, kBlockRows, count, sum);
+#pragma GCC unroll 8
+    for (int m = 0; m < kScalars; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kVectors; ++n) {
+        hn::Store(sum[m][n], kFloats, c + (m0 + m) * kBlockRows + n * kLanes);
+      }
+    }
+  }
+}
+
+// to[c][r] = from[r][c]; rows and columns are multiples of 4, the strides count floats.
+inline void transpose(const float* HWY_RESTRICT from, int64_t from_stride, int rows, int columns,
+                      float* HWY_RESTRICT to, int64_t to_stride) {
+  const hn::FixedTag<float, 4> d;
+  const hn::Repartition<double, decltype(d)> dd;
+  for (int r = 0; r < rows; r += 4) {
+    for (int c = 0; c < columns; c += 4) {
+      const float* in = from + r * from_stride + c;
+      const auto a0 = hn::LoadU(d, in), a1 = hn::LoadU(d, in + from_stride);
+      const auto a2 = hn::LoadU(d, in + 2 * from_stride), a3 = hn::LoadU(d, in + 3 * from_stride);
+      const auto b0 = hn::BitCast(dd, hn::InterleaveLower(d, a0, a1));
+      const auto b1 = hn::BitCast(dd, hn::InterleaveLower(d, a2, a3));
+      const auto b2 = hn::BitCast(dd, hn::InterleaveUpper(d, a0, a1));
+      const auto b3 = hn::BitCast(dd, hn::InterleaveUpper(d, a2, a3));
+      float* out = to + c * to_stride + r;
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, b0, b1)), d, out);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, b0, b1)), d, out + to_stride);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveLower(dd, b2, b3)), d, out + 2 * to_stride);
+      hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(dd, b2, b3)), d, out + 3 * to_stride);
+    }
+  }
+}
+
+// to[0..count) = factor * from[0..count) as float; count is a multiple of 8. Returns false if
+// something is infinite or NaN.
+inline bool read_row(const void* HWY_RESTRICT from, DType dtype, int64_t offset, int count,
+                     float factor, float* HWY_RESTRICT to) {
+  const hn::CappedTag<float, 8> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  const hn::RebindToUnsigned<decltype(d)> d32;
+  const int step = static_cast<int>(hn::Lanes(d));
+  const auto scale = hn::Set(d, factor);
+  auto poison = hn::Zero(d);  // 0 * x is NaN for every x that is not finite
+  if (dtype == DType::kFloat32) {
+    const float* in = static_cast<const float*>(from) + offset;
+    for (int c = 0; c < count; c += step) {
+      const auto x = hn::Mul(hn::LoadU(d, in + c), scale);
+      poison = hn::MulAdd(x, hn::Zero(d), poison);
+      hn::StoreU(x, d, to + c);
+    }
+  } else {
+    const uint16_t* in = static_cast<const uint16_t*>(from) + offset;
+    for (int c = 0; c < count; c += step) {
+      const auto bits = hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, in + c)));
+      const auto x = hn::Mul(hn::BitCast(d, bits), scale);
+      poison = hn::MulAdd(x, hn::Zero(d), poison);
+      hn::StoreU(x, d, to + c);
+    }
+  }
+  return hn::AllTrue(d, hn::Eq(poison, hn::Zero(d)));
+}
+
+// The inverse of read_row: rounds to nearest even where the type is bf16.
+inline void write_row(const float* HWY_RESTRICT from, int count, float factor, void* to,
+                      DType dtype, int64_t offset) {
+  const hn::CappedTag<float, 8> d;
+  const hn::Rebind<uint16_t, decltype(d)> d16;
+  const hn::RebindToUnsigned<decltype(d)> d32;
+  const hn::RebindToSigned<decltype(d)> di32;
+  const int step = static_cast<int>(hn::Lanes(d));
+  const auto scale = hn::Set(d, factor);
+  for (int c = 0; c < count; c += step) {
+    const auto x = hn::Mul(hn::LoadU(d, from + c), scale);
+    if (dtype == DType::kFloat32) {
+      hn::StoreU(x, d, static_cast<float*>(to) + offset + c);
+      continue;
+    }
+    const auto bits = hn::BitCast(d32, x);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+    const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7fff)));
+    const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000));  // a NaN stays one
+    const auto nan = hn::RebindMask(d32, hn::IsNaN(x));
+    const auto high = hn::ShiftRight<16>(hn::IfThenElse(nan, quiet, rounded));
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, high)), d16,
+               static_cast<uint16_t*>(to) + offset + c);
+  }
+}
+
+inline void fill(float* to, int64_t count, float value) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace natslm::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // NATSLM_KERNELS_CPU_TILE_MATH_INL_H_
