@@ -32,19 +32,25 @@ if(NATSLM_SANITIZE)
   add_link_options(-fsanitize=${NATSLM_SANITIZE})
 endif()
 
-# natslm_library(NAME SOURCES... [DEPENDS targets...]): one folder of natslm/ as a static library.
+# natslm_library(NAME SOURCES... [DEPENDS targets...] [INTERNAL]): one folder of natslm/ as a static
+# library; INTERNAL: of use to the program only, not installed.
 # The dependency chain follows the include table of the architecture page.
 function(natslm_library name)
-  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
+  cmake_parse_arguments(arg "INTERNAL" "" "SOURCES;DEPENDS" ${ARGN})
   if(NOT arg_SOURCES)  # headers only
     add_library(${name} INTERFACE)
-    target_include_directories(${name} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
+    target_include_directories(${name} INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                               $<INSTALL_INTERFACE:include>)
     target_link_libraries(${name} INTERFACE ${arg_DEPENDS})
-    return()
+  else()
+    add_library(${name} STATIC ${arg_SOURCES})
+    target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                               $<INSTALL_INTERFACE:include>)
+    target_link_libraries(${name} PUBLIC ${arg_DEPENDS} PRIVATE $<BUILD_INTERFACE:natslm_warnings>)
   endif()
-  add_library(${name} STATIC ${arg_SOURCES})
-  target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
-  target_link_libraries(${name} PUBLIC ${arg_DEPENDS} PRIVATE natslm_warnings)
+  if(NOT arg_INTERNAL)
+    install(TARGETS ${name} EXPORT natslmTargets)
+  endif()
 endfunction()
 
 # natslm_test(NAME SOURCES... DEPENDS targets... [LABELS labels...]): one test binary, one ctest entry
