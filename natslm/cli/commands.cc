@@ -13,6 +13,7 @@ void add_generate(CLI::App& app, Context& context);
 void add_info(CLI::App& app, Context& context);
 void add_models(CLI::App& app, Context& context);
 void add_policies(CLI::App& app, Context& context);
+void add_train(CLI::App& app, Context& context);
 
 void add_commands(CLI::App& app, Context& context) {
   CLI::App& bench = *app.add_subcommand("bench", "time our side beside dense in the same run");
@@ -21,6 +22,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_bench_decode(bench, context);
   add_bench_prefill(bench, context);
   add_bench_train(bench, context);
+  add_train(app, context);
   add_policies(app, context);
   add_models(app, context);
   add_eval(app, context);

@@ -101,6 +101,7 @@ class Trainer {
   Result run();
 
   int64_t steps_done() const { return step_; }
+  void observe(Observer* observer) { parts_.observer = observer; }
 
  private:
   StepReport step();
