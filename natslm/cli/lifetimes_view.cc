@@ -206,7 +206,7 @@ std::string legend(const std::array<bool, kKinds>& present, bool many, const Pai
     const int kind = present[roles::kGlobal] ? int{roles::kGlobal} : kNoRole;
     line += "  alive in " + paint(" most ", kind, kMost) + " " + paint(" some ", kind, kSome) +
             " " + paint("few", kind, kFew) + " " + paint("none", kind, kEvicted) +
-            " of the heads; colour: the role in most heads that hold it\n";
+            " of the heads; colour: its commonest role\n";
   } else if (many) {
     line += "  over all heads: the role in most heads that hold it; alive: in a third or more\n";
   }
@@ -279,8 +279,8 @@ std::string heads_picture(const LifetimesPicture& picture, int32_t width, const 
   const bool bars = cells >= 6;
   std::string text = "  " + paint.bold("Alive at the end") + ": " +
                      percent_of(total, tokens * static_cast<int64_t>(layers * heads)) + " of " +
-                     std::to_string(tokens) + " tokens, mean of " + std::to_string(layers) +
-                     " layers x " + std::to_string(heads) + " KV heads" +
+                     std::to_string(tokens) + " tokens, " + std::to_string(layers) + " x " +
+                     std::to_string(heads) + " heads" +
                      (bars ? "; a full bar is " + percent(scale, 0) : "") + "\n";
   for (size_t layer = 0; layer < layers; ++layer) {
     text += "  " + paint.faint("layer " + right(std::to_string(layer), 2)) + " ";
