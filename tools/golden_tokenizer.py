@@ -7,14 +7,18 @@ Needs `pip install tokenizers==0.23.3` in an environment of its own; building an
   golden_tokenizer.py                 writes tests/golden/tokenizer/
   golden_tokenizer.py --gpt2 FOLDER   also records hashes with GPT-2's encoder.json and vocab.bpe in FOLDER
   golden_tokenizer.py --classes       prints the table of natslm/data/unicode_classes.cc instead
+  golden_tokenizer.py --gpt2 FOLDER --speed TEXT
+                                      prints one thread's MB/s instead, for bench/tokenizer_bench
 
 All text is made here: by hand, or by formulas that tests/data/tokenizer_texts.h repeats.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
+import time
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -278,13 +282,42 @@ def classes():
     print(line)
 
 
+def gpt2_oracle(folder):
+    oracle = Tokenizer(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
+    oracle.pre_tokenizer = splitter(False)
+    oracle.add_special_tokens([END])
+    return oracle
+
+
+def speed(oracle, path):
+    os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    text = path.read_text(encoding="utf8")
+    size = len(text.encode()) / 1e6
+    lines = text.splitlines(keepends=True)
+    ways = {
+        "encode_file": lambda: oracle.encode(text),
+        "encode_lines": lambda: [oracle.encode(line) for line in lines],
+        "encode_lines, one batch": lambda: oracle.encode_batch_fast(lines),
+    }
+    for name, way in ways.items():
+        seconds = []
+        for _ in range(3):
+            begin = time.process_time()
+            way()
+            seconds.append(time.process_time() - begin)
+        print(f"tokenizers {tokenizers.__version__} {name}: {size / min(seconds):.2f} MB/s of CPU time (best of 3)")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpt2", type=pathlib.Path, metavar="FOLDER")
+    parser.add_argument("--speed", type=pathlib.Path, metavar="TEXT")
     parser.add_argument("--classes", action="store_true")
     options = parser.parse_args()
     if options.classes:
         return classes()
+    if options.speed:
+        return speed(gpt2_oracle(options.gpt2), options.speed)
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     oracle = trained()
@@ -298,9 +331,7 @@ def main():
     write("cases.json", "[\n" + ",\n".join(json.dumps(c, ensure_ascii=False, separators=(",", ":")) for c in cases) + "\n]\n")
     write("hashes.json", {"tokenizers": tokenizers.__version__, **all_hashes(oracle)})
     if options.gpt2:
-        gpt2 = Tokenizer(models.BPE.from_file(str(options.gpt2 / "encoder.json"), str(options.gpt2 / "vocab.bpe")))
-        gpt2.add_special_tokens([END])
-        write("gpt2_hashes.json", {"tokenizers": tokenizers.__version__, **all_hashes(gpt2)})
+        write("gpt2_hashes.json", {"tokenizers": tokenizers.__version__, **all_hashes(gpt2_oracle(options.gpt2))})
     return 0
 
 
