@@ -244,8 +244,8 @@ at::Tensor KvCache::Impl::attend(int32_t layer, const Step& step, const LayerInp
   for (size_t i = 0; i < lasts.size(); ++i) keys[i].last = lasts[i].data();
   const at::Tensor out =
       renumbers
-          ? attend_renumbered(*policy, input.rotate, q, step.row_start, row_position, keys,
-                              shape.kv_heads, input.scale)
+          ? attend_renumbered(*policy, input.rotate, input.rotary_positions, q, step.row_start,
+                              row_position, keys, shape.kv_heads, input.scale)
           : ops::attend_pages(q, step.row_start, row_position, keys, shape.kv_heads, input.scale);
 
   for (size_t s = 0; s < step.slots.size(); ++s) {

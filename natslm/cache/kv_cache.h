@@ -24,7 +24,8 @@ struct Shape {
   at::ScalarType dtype = at::kFloat;  // float or bfloat16: of stored keys and values
 };
 
-// Rotates x [n, H, D] to the positions [n] (int32); the model supplies it.
+// Rotates x [n, H, D] to the positions [n] (int32); the model supplies it. Rotary: the product of a
+// rotated query and a rotated key depends on the difference of their positions alone.
 using Rotate = std::function<at::Tensor(const at::Tensor& x, const at::Tensor& positions)>;
 
 // The rows of one step: sequence s of the step owns rows [row_start[s], row_start[s + 1]), lives in
@@ -36,11 +37,13 @@ struct Step {
 
 // What a layer brings to a step; rows in the order of Step.
 struct LayerInput {
-  at::Tensor q;             // [rows, Hq, D] before RoPE
-  at::Tensor k, v;          // [rows, Hkv, D] before RoPE
-  at::Tensor hidden;        // [rows, width]
-  at::Tensor score_weight;  // [3 * Hkv, width] or undefined
-  Rotate rotate;            // empty: no rotary embedding
+  at::Tensor q;                  // [rows, Hq, D] before RoPE
+  at::Tensor k, v;               // [rows, Hkv, D] before RoPE
+  at::Tensor hidden;             // [rows, width]
+  at::Tensor score_weight;       // [3 * Hkv, width] or undefined
+  Rotate rotate;                 // empty: no rotary embedding
+  int32_t rotary_positions = 0;  // `rotate` takes positions below it; 0: unknown, then only
+                                 // positions of the text or of the policy are used
   double scale = 1.0;
 };
 

@@ -133,6 +133,7 @@ Tensor attention_step(const Tensor& normed, const AttentionWeights& weights, con
   in.rotate = [&rotary](const Tensor& x, const Tensor& positions) {
     return rotary.rotate(x, positions);
   };
+  in.rotary_positions = config.context;
   in.scale = attention_scale(config);
   return at::linear(cache.attend(layer, step, in).reshape({rows, hq * d}), weights.out);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/ops/decode.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include <string>
@@ -34,7 +35,8 @@ int64_t work_of(const kernels::AttentionDecode& p) {
 
 at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
                         std::span<const int32_t> row_position,
-                        std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale) {
+                        std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale,
+                        at::Tensor* lse) {
   NATSLM_CHECK(q.device().is_cpu(), "decode attention: q is on ", q.device().str(),
                "; this build decodes on the cpu");
   NATSLM_CHECK(q.dim() == 3 && !row_start.empty() && q.size(0) == std::ssize(row_position) &&
@@ -58,6 +60,10 @@ at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
   p.q = queries.const_data_ptr();
   p.keys = keys.data();
   p.out = out.mutable_data_ptr();
+  if (lse) {
+    *lse = at::empty({p.rows, p.q_heads}, at::kFloat);
+    p.lse = lse->mutable_data_ptr<float>();
+  }
   if (work_of(p) >= kWorthThreads) p.parallel = torch_threads();
   kernels::cpu::run(p);
   return out;

@@ -17,9 +17,11 @@ DType dtype_of(at::ScalarType type);
 
 // q [rows, Hq, D], of the pages' type; row_start [B + 1]; row_position [rows], ascending inside a
 // sequence; keys [B * kv_heads], whose `mass` is filled where it is not null. Returns
-// [rows, Hq, D]. Throws Error naming what does not fit.
+// [rows, Hq, D] and, if asked for, `lse` [rows, Hq] in float. Throws Error naming what does not
+// fit.
 at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
                         std::span<const int32_t> row_position,
-                        std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale);
+                        std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale,
+                        at::Tensor* lse = nullptr);
 
 }  // namespace natslm::ops

@@ -10,6 +10,8 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/item.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/max.h>
+#include <ATen/ops/min.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
@@ -21,6 +23,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/base/lifetime.h"
+#include "natslm/kernels/attention_decode.h"
 #include "natslm/policies/learned.h"
 #include "natslm/roles/lifetimes.h"
 #include "tests/cache/cache_streams.h"
@@ -55,7 +58,13 @@ std::pair<at::Tensor, at::Tensor> attend_one(const at::Tensor& q, const at::Tens
 
 TEST(Streaming, EqualsStreamingLlmTokenByToken) {
   constexpr int32_t kSinks = 3, kWindow = 10;
-  const Stream stream = random_stream(kShape, kTokens, 1);
+  Stream stream = random_stream(kShape, kTokens, 1);
+  stream.rotate = [](const at::Tensor& x, const at::Tensor& positions) {
+    // However long the text: a table of angles as long as the cache is enough.
+    EXPECT_LT(positions.max().item<int32_t>(), kSinks + kWindow);
+    EXPECT_GE(positions.min().item<int32_t>(), 0);
+    return rotate_half(x, positions);
+  };
   for (const int32_t chunk : {1, 7, kTokens}) {
     cache::KvCache cache(kShape, make_policy("streaming:sinks=3,window=10", context()));
     const int32_t slot = cache.add_sequence();
@@ -236,6 +245,27 @@ TEST(Learned, RemembersRolesForDisplayIfAsked) {
   }
   cache.remove_sequence(slot);
   EXPECT_TRUE(learned.role_of(slot, 0, 0).empty());
+}
+
+TEST(Learned, HoldsLittleMoreThanItsLiveKeysAfterEveryStepOf16kTokens) {
+  constexpr int32_t kPrompt = 16384, kLong = kPrompt + 100;
+  const cache::Shape shape{1, 3, 3, 8};
+  const Stream stream = random_stream(shape, kLong, 10);
+  policies::PolicyContext with{shape, {roles::RoleSet::kGls, 64, 1}, 5, kLong, 3};
+  cache::KvCache cache(shape, make_policy("learned", with));
+  const int32_t slot = cache.add_sequence();
+  const int64_t two_pages_a_head = 3 * 2 * kernels::page_bytes(shape.head_dim, DType::kFloat32);
+  for (int32_t begin = 0; begin < kLong;) {
+    const int32_t size = begin < kPrompt ? 64 : 1;
+    step(cache, {slot}, {&stream}, {begin}, {size});
+    begin += size;
+    const cache::Usage usage = cache.usage();
+    ASSERT_LE(usage.held_bytes, 1.03 * usage.live_bytes + two_pages_a_head) << "after " << begin;
+  }
+  const cache::Usage usage = cache.usage();
+  RecordProperty("held_over_live", std::to_string(double(usage.held_bytes) / usage.live_bytes));
+  RecordProperty("live_share", std::to_string(usage.live_keys / (3.0 * kLong)));
+  EXPECT_LT(usage.live_keys, 3 * kLong / 3);
 }
 
 TEST(Learned, KeepsMoreWithALowerBias) {
