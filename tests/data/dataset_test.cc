@@ -91,6 +91,7 @@ TEST(TokenDataset, AnEpochReadsEachWindowOnce) {
   const TokenDataset data(counting(1000), 1000, 5);
   const int64_t windows = data.windows(context);
   EXPECT_EQ(windows, 124);  // (1000 - 1) / 8
+  std::vector<std::vector<int64_t>> orders;
   for (const int64_t epoch : {0, 1}) {
     std::vector<int64_t> starts;
     Ids out(context + 1);
@@ -102,9 +103,11 @@ TEST(TokenDataset, AnEpochReadsEachWindowOnce) {
       starts.push_back(out[0]);
     }
     EXPECT_FALSE(std::ranges::is_sorted(starts));
+    orders.push_back(starts);
     std::ranges::sort(starts);
     for (int64_t i = 0; i < windows; ++i) EXPECT_EQ(starts[i], i * context);
   }
+  EXPECT_NE(orders[0], orders[1]);
 }
 
 TEST(TokenDataset, AResumedRunAndAnyBatchingReadTheSame) {
