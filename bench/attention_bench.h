@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -60,6 +61,24 @@ inline int64_t visible_pairs(const Shape& shape, const std::vector<int32_t>& las
   }
   return pairs * (shape.q_heads / shape.kv_heads);
 }
+
+// Times of several arms that take turns, so that a busy machine hits all of them alike.
+class Race {
+ public:
+  template <class Body>
+  double time(size_t arm, Body&& body) {
+    const auto begin = std::chrono::steady_clock::now();
+    body();
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
+    if (best_.size() <= arm) best_.resize(arm + 1, 1e30);
+    best_[arm] = std::min(best_[arm], spent.count());
+    return spent.count();
+  }
+  double best(size_t arm) const { return best_[arm]; }
+
+ private:
+  std::vector<double> best_;
+};
 
 inline int64_t causal_pairs(const Shape& shape) {
   return int64_t{shape.batch} * shape.q_heads * shape.tokens * (shape.tokens + 1) / 2;

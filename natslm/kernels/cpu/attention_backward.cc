@@ -1,97 +1,558 @@
-// SPDX-License-Identifier: Apache-2.0
+// Attention backward for CPUs: two products over the pairs that the role sums need, the other three
+// only over gathered keys.
+//
+// A tile of queries of one KV head (rows and blocks as in attention_forward.cc) walks over keys in
+// batches. For every pair of the batch it forms the score and dout . v; from them g, and for the
+// keys that are alive for the tile the probability P and its gradient dS, which collect in slots.
+// Whenever enough slots are full, dv += P dout, dk += dS q and dq += dS k run over the slots alone.
+// Without horizons only live keys are walked over at all.
+//
+// Tiles are dealt out to a fixed number of parts, each with sums of its own that are added in
+// order: the result does not depend on the number of workers. SPDX-License-Identifier: Apache-2.0
 #include "natslm/kernels/attention_backward.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "natslm/kernels/cpu/attention_backward.cc"
+#include <hwy/foreach_target.h>
+// Must come after foreach_target.h.
+#include <hwy/aligned_allocator.h>
+#include <hwy/highway.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
 #include <vector>
 
+#include "natslm/base/error.h"
 #include "natslm/base/lifetime.h"
 #include "natslm/kernels/checks.h"
+#include "natslm/kernels/cpu/live_keys.h"
+#include "natslm/kernels/cpu/tile_math-inl.h"
 #include "natslm/kernels/element.h"
 
+HWY_BEFORE_NAMESPACE();
+namespace natslm::kernels::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+constexpr int kBatch = 64;          // keys walked over together
+constexpr int kSlots = 2 * kBatch;  // room for live keys: emptied as soon as kBatch are in use
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504f;
+
+// Channels of row-major arrays are cut into pieces of kBlockRows, the last one filled up with 0.
+struct Plan {
+  explicit Plan(const AttentionBackward& p)
+      : group(p.q_heads / p.kv_heads),
+        tile(tile_of(group)),
+        blocks(tile * group / kBlockRows),
+        rows(tile * group),
+        head_dim(p.head_dim),
+        pieces((p.head_dim + kBlockRows - 1) / kBlockRows) {}
+  int width() const { return pieces * kBlockRows; }
+  int piece_width(int piece) const { return std::min(kBlockRows, head_dim - piece * kBlockRows); }
+  int group, tile, blocks, rows, head_dim, pieces;
+};
+
+// What one part adds up over its tiles.
+struct Sums {
+  Sums(const Plan& plan, int horizons, int tokens)
+      : size(std::max<int64_t>(int64_t{tokens} * plan.width(), 1)),
+        dk(hwy::AllocateAligned<float>(size)),
+        dv(hwy::AllocateAligned<float>(size)),
+        roles(int64_t{horizons} * tokens) {}
+  void clear() {
+    std::memset(dk.get(), 0, size * sizeof(float));
+    std::memset(dv.get(), 0, size * sizeof(float));
+    std::fill(roles.begin(), roles.end(), 0.0f);
+  }
+  int64_t size;
+  hwy::AlignedFreeUniquePtr<float[]> dk, dv;  // [T, width]
+  std::vector<float> roles;                   // [horizons, T]
+};
+
+// What a worker needs for one tile; kept from tile to tile.
+struct Scratch {
+  Scratch(const Plan& plan, int tokens) : position(plan.rows), keys(tokens + 1) {
+    const int64_t d = plan.head_dim, rows = plan.rows, width = plan.width();
+    const auto make = [&](float*& part, int64_t size) {
+      memory.push_back(hwy::AllocateAligned<float>(size));
+      part = memory.back().get();
+      fill(part, size, 0);
+    };
+    make(q, rows * width);
+    make(dout, rows * width);
+    make(q_columns, rows * d);
+    make(dout_columns, rows * d);
+    make(dq_columns, rows * d);
+    make(k, kBatch * d);
+    make(v, kBatch * d);
+    make(score, kBatch * kBlockRows);
+    make(dscore, kBatch * kBlockRows);
+    make(slot_k, kSlots * d);
+    make(slot_p, kSlots * rows);
+    make(slot_ds, kSlots * rows);
+    make(lse, rows);
+    make(role_lse, rows);
+    make(delta, rows);
+    make(row_major, kBlockRows * width);
+    make(out_columns, kBlockRows * d);
+    make(g_sum, kBatch * kLanes);
+    make(g_partial, kMaxHorizons * kBatch * kLanes);
+  }
+  std::vector<hwy::AlignedFreeUniquePtr<float[]>> memory;
+  float *q, *dout;                               // [pieces][rows][kBlockRows]
+  float *q_columns, *dout_columns, *dq_columns;  // [blocks][D][kBlockRows]
+  float *k, *v;                                  // [kBatch][D]
+  float *score, *dscore;                         // [kBatch][kBlockRows]: q . k, dout . v
+  float* slot_k;                                 // [kSlots][D]
+  float *slot_p, *slot_ds;                       // [blocks][kSlots][kBlockRows]
+  float *lse, *role_lse, *delta;                 // [rows]; lse = +inf makes a row add nothing
+  float* row_major;                              // [kBlockRows][D]
+  float* out_columns;                            // [D][kBlockRows]
+  float* g_sum;      // [kBatch][kLanes]: sum of g over the tile's rows, lane by lane
+  float* g_partial;  // [horizons][kBatch][kLanes]: of the rows up to a horizon inside the tile
+  std::vector<int32_t> position;  // [rows]; past the tile: -1, which sees no key
+  std::vector<int32_t> keys;      // to walk over, ascending
+};
+
+struct Key {
+  int32_t j = kForever, last = -1;
+  int slot = -1;        // where a live key's P and dS go
+  bool past = false;    // every query of the tile comes after it
+  bool full = false;    // every query of the tile sees it
+  bool ending = false;  // a horizon lies inside the tile
+};
+
+class Tile {
+ public:
+  Tile(const AttentionBackward& p, const Plan& plan, Scratch& scratch, Sums& sums, int b,
+       int kv_head, const LiveKeys& live, int tile)
+      : p_(p),
+        plan_(plan),
+        s_(scratch),
+        sums_(sums),
+        b_(b),
+        kv_head_(kv_head),
+        q0_(tile * plan.tile),
+        q1_(std::min(q0_ + plan.tile, length_of(p.lengths, b, p.tokens)) - 1),
+        kv_row_((int64_t{b} * p.kv_heads + kv_head) * p.tokens),
+        last_(p.last + kv_row_) {
+    if (p.horizon_count > 0) {
+      find_keys_with_a_horizon();
+    } else {
+      int32_t full;
+      count_ = live.find(q0_, q1_, s_.keys.data(), &full);
+    }
+  }
+
+  void run() {
+    read_rows();
+    fill(s_.dq_columns, int64_t{plan_.rows} * plan_.head_dim, 0);
+    for (int begin = 0; begin < count_; begin += kBatch) {
+      read_keys(begin);
+      for (int block = 0; block < plan_.blocks; ++block) {
+        for (int g = 0; g < group_count_; ++g) {
+          if (block >= first_block_[g] && block < end_block_[g]) walk(g, block);
+        }
+      }
+      if (p_.horizon_count > 0) add_role_sums();
+      if (slot_count_ >= kBatch) empty_slots();
+    }
+    if (slot_count_ > 0) empty_slots();
+    write_dq();
+  }
+
+ private:
+  int row_count() const { return (q1_ - q0_ + 1) * plan_.group; }
+  int query_head(int r) const { return kv_head_ * plan_.group + r % plan_.group; }
+  int query(int r) const { return q0_ + r / plan_.group; }
+  int32_t horizon(int h, int32_t j) const {
+    return p_.horizons[h * int64_t{p_.batch} * p_.kv_heads * p_.tokens + kv_row_ + j];
+  }
+
+  // Live keys have to be walked over even where every horizon has passed.
+  void find_keys_with_a_horizon() {
+    count_ = 0;
+    for (int32_t j = 0; j <= q1_; ++j) {
+      int32_t furthest = last_[j];
+      for (int h = 0; h < p_.horizon_count; ++h) furthest = std::max(furthest, horizon(h, j));
+      if (furthest >= std::max(q0_, j)) s_.keys[count_++] = j;
+    }
+  }
+
+  void read_rows() {
+    const int d = plan_.head_dim;
+    for (int r = 0; r < plan_.rows; ++r) {
+      const bool used = r < row_count();
+      s_.position[r] = used ? query(r) : -1;
+      s_.lse[r] = s_.role_lse[r] = kInfinity;
+      for (int piece = 0; piece < plan_.pieces; ++piece) {
+        float* q = s_.q + (int64_t{piece} * plan_.rows + r) * kBlockRows;
+        float* dout = s_.dout + (int64_t{piece} * plan_.rows + r) * kBlockRows;
+        if (!used) {
+          fill(q, kBlockRows, 0);
+          fill(dout, kBlockRows, 0);
+          continue;
+        }
+        const int64_t c0 = int64_t{piece} * kBlockRows;
+        const auto read = [&](const void* from, const Strides& stride, float* to) {
+          read_row(from, p_.dtype, row(stride, b_, query_head(r), query(r)) + c0,
+                   plan_.piece_width(piece), 1.0f, to);
+        };
+        read(p_.q, p_.q_stride, q);
+        read(p_.dout, p_.dout_stride, dout);
+      }
+      if (!used) continue;
+      const int64_t at = (int64_t{b_} * p_.q_heads + query_head(r)) * p_.tokens + query(r);
+      if (p_.lse[at] == -kInfinity) continue;
+      s_.lse[r] = p_.lse[at];
+      s_.role_lse[r] = p_.role_lse ? p_.role_lse[at] : p_.lse[at];
+    }
+    for (int block = 0; block < plan_.blocks; ++block) {
+      for (int piece = 0; piece < plan_.pieces; ++piece) {
+        const int64_t from = (int64_t{piece} * plan_.rows + block * kBlockRows) * kBlockRows;
+        const int64_t to = (int64_t{block} * d + piece * kBlockRows) * kBlockRows;
+        transpose(s_.q + from, kBlockRows, kBlockRows, plan_.piece_width(piece), s_.q_columns + to,
+                  kBlockRows);
+        transpose(s_.dout + from, kBlockRows, kBlockRows, plan_.piece_width(piece),
+                  s_.dout_columns + to, kBlockRows);
+      }
+      read_delta(block);
+    }
+  }
+
+  // Sums over channels in the same order as dout . v: where a query sees one key alone, out = v and
+  // the difference of the two is exactly 0.
+  void read_delta(int block) {
+    const int d = plan_.head_dim;
+    for (int i = 0; i < kBlockRows; ++i) {
+      const int r = block * kBlockRows + i;
+      float* to = s_.row_major + i * d;
+      if (r < row_count()) {
+        read_row(p_.out, p_.dtype, row(p_.out_stride, b_, query_head(r), query(r)), d, 1.0f, to);
+      } else {
+        fill(to, d, 0);
+      }
+    }
+    transpose(s_.row_major, d, kBlockRows, d, s_.out_columns, kBlockRows);
+    for (int n = 0; n < kBlockRows; n += kLanes) {
+      const float* dout = s_.dout_columns + int64_t{block} * d * kBlockRows + n;
+      Vec sum = hn::Zero(kFloats);
+      for (int c = 0; c < d; ++c) {
+        sum = hn::MulAdd(hn::Load(kFloats, s_.out_columns + c * kBlockRows + n),
+                         hn::Load(kFloats, dout + c * kBlockRows), sum);
+      }
+      hn::Store(sum, kFloats, s_.delta + block * kBlockRows + n);
+    }
+  }
+
+  // Packs the keys from `begin` on, gives the live ones a slot and forms groups.
+  void read_keys(int begin) {
+    const int end = std::min(begin + kBatch, count_), d = plan_.head_dim;
+    group_count_ = (end - begin + kGroup - 1) / kGroup;
+    fill(s_.g_sum, kBatch * kLanes, 0);
+    fill(s_.g_partial, int64_t{p_.horizon_count} * kBatch * kLanes, 0);
+    for (int g = 0; g < group_count_; ++g) {
+      int32_t first = kForever, furthest = -1;
+      for (int i = g * kGroup; i < (g + 1) * kGroup; ++i) {
+        float *k = s_.k + int64_t{i} * d, *v = s_.v + int64_t{i} * d;
+        Key& key = keys_[i];
+        key = Key();
+        if (begin + i >= end) {  // fills the group up; no query sees it
+          fill(k, d, 0);
+          fill(v, d, 0);
+          continue;
+        }
+        const int32_t j = s_.keys[begin + i];
+        key.j = j;
+        key.last = last_[j];
+        key.past = j <= q0_;
+        key.full = key.past && key.last >= q1_;
+        first = std::min(first, j);
+        furthest = std::max(furthest, key.last);
+        for (int h = 0; h < p_.horizon_count; ++h) {
+          const int32_t horizon_h = horizon(h, j);
+          furthest = std::max(furthest, horizon_h);
+          key.ending |= horizon_h >= std::max(q0_, j) && horizon_h < q1_;
+        }
+        read_row(p_.k, p_.dtype, row(p_.k_stride, b_, kv_head_, j), d, 1.0f, k);
+        read_row(p_.v, p_.dtype, row(p_.v_stride, b_, kv_head_, j), d, 1.0f, v);
+        if (key.last >= std::max(q0_, j)) {
+          key.slot = slot_count_++;
+          slot_key_[key.slot] = j;
+          std::memcpy(s_.slot_k + int64_t{key.slot} * d, k, d * sizeof(float));
+        }
+      }
+      first_block_[g] = std::max(first - q0_, 0) * plan_.group / kBlockRows;
+      end_block_[g] =
+          ((std::min(furthest, q1_) - q0_ + 1) * plan_.group + kBlockRows - 1) / kBlockRows;
+      for (int i = g * kGroup; i < (g + 1) * kGroup; ++i) {
+        if (keys_[i].slot >= 0) clear_slot_outside(keys_[i].slot, first_block_[g], end_block_[g]);
+      }
+    }
+  }
+
+  float* slot(float* array, int block, int i) const {
+    return array + (int64_t{block} * kSlots + i) * kBlockRows;
+  }
+
+  void clear_slot_outside(int i, int first, int end) {
+    for (int block = 0; block < plan_.blocks; ++block) {
+      if (block >= first && block < end) continue;
+      fill(slot(s_.slot_p, block, i), kBlockRows, 0);
+      fill(slot(s_.slot_ds, block, i), kBlockRows, 0);
+    }
+  }
+
+  // The pairs of a group of keys and a block of rows: g, and P and dS of live keys.
+  void walk(int g, int block) {
+    const int d = plan_.head_dim;
+    products_of_rows(s_.k + int64_t{g} * kGroup * d, d,
+                     s_.q_columns + int64_t{block} * d * kBlockRows, d, s_.score);
+    products_of_rows(s_.v + int64_t{g} * kGroup * d, d,
+                     s_.dout_columns + int64_t{block} * d * kBlockRows, d, s_.dscore);
+    for (int n = 0; n < kVectors; ++n) {
+      const int r = block * kBlockRows + n * kLanes;
+      const auto position = hn::LoadU(kInts, s_.position.data() + r);
+      const Vec lse = hn::Load(kFloats, s_.lse + r), delta = hn::Load(kFloats, s_.delta + r);
+      for (int m = 0; m < kGroup; ++m) {
+        const Key& key = keys_[g * kGroup + m];
+        const Vec score = hn::Load(kFloats, s_.score + m * kBlockRows + n * kLanes);
+        const Vec difference =
+            hn::Sub(hn::Load(kFloats, s_.dscore + m * kBlockRows + n * kLanes), delta);
+        const Vec p = factor(score, lse);
+        if (p_.horizon_count > 0) {
+          const Vec first_factor =
+              p_.role_lse ? factor(score, hn::Load(kFloats, s_.role_lse + r)) : p;
+          add_g(g * kGroup + m, position, hn::Mul(first_factor, difference));
+        }
+        if (key.slot < 0) continue;
+        const Vec seen = key.full ? p : hn::IfThenZeroElse(hidden(key, position), p);
+        hn::Store(seen, kFloats, slot(s_.slot_p, block, key.slot) + n * kLanes);
+        hn::Store(hn::Mul(seen, difference), kFloats,
+                  slot(s_.slot_ds, block, key.slot) + n * kLanes);
+      }
+    }
+  }
+
+  // exp(scale * product - lse), which is at most 1 for visible keys.
+  Vec factor(Vec product, Vec lse) const {
+    Vec x = hn::MulSub(product, hn::Set(kFloats, p_.scale), lse);
+    if (p_.limit_factor) x = hn::Min(hn::Zero(kFloats), x);
+    return exp2(hn::Min(hn::Set(kFloats, 128.0f), hn::Mul(x, hn::Set(kFloats, kLog2E))));
+  }
+
+  hn::Mask<Floats> hidden(const Key& key, hn::Vec<Ints> position) const {
+    return hn::RebindMask(kFloats, hn::Or(hn::Gt(hn::Set(kInts, key.j), position),
+                                          hn::Gt(position, hn::Set(kInts, key.last))));
+  }
+
+  void add_g(int i, hn::Vec<Ints> position, Vec g) {
+    const Key& key = keys_[i];
+    if (!key.past) {
+      const auto before = hn::Gt(hn::Set(kInts, key.j), position);
+      g = hn::IfThenZeroElse(hn::RebindMask(kFloats, before), g);
+    }
+    float* sum = s_.g_sum + i * kLanes;
+    hn::Store(hn::Add(hn::Load(kFloats, sum), g), kFloats, sum);
+    if (!key.ending) return;
+    for (int h = 0; h < p_.horizon_count; ++h) {
+      const auto after = hn::Gt(position, hn::Set(kInts, horizon(h, key.j)));
+      float* partial = s_.g_partial + (h * kBatch + i) * kLanes;
+      const Vec kept = hn::IfThenZeroElse(hn::RebindMask(kFloats, after), g);
+      hn::Store(hn::Add(hn::Load(kFloats, partial), kept), kFloats, partial);
+    }
+  }
+
+  void add_role_sums() {
+    const auto total = [](const float* lanes) {
+      return hn::GetLane(hn::SumOfLanes(kFloats, hn::Load(kFloats, lanes)));
+    };
+    for (int i = 0; i < group_count_ * kGroup; ++i) {
+      const Key& key = keys_[i];
+      if (key.j == kForever) continue;
+      const float whole = total(s_.g_sum + i * kLanes);
+      for (int h = 0; h < p_.horizon_count; ++h) {
+        const int32_t end = horizon(h, key.j);
+        if (end < std::max(q0_, key.j)) continue;
+        sums_.roles[int64_t{h} * p_.tokens + key.j] +=
+            end >= q1_ ? whole : total(s_.g_partial + (h * kBatch + i) * kLanes);
+      }
+    }
+  }
+
+  // dv += P dout, dk += dS q and dq += dS k over the slots in use.
+  void empty_slots() {
+    for (int first = 0; first < slot_count_; first += kScalars) {
+      add_to_keys(first, s_.slot_p, s_.dout, sums_.dv.get());
+      add_to_keys(first, s_.slot_ds, s_.q, sums_.dk.get());
+    }
+    const int d = plan_.head_dim;
+    for (int block = 0; block < plan_.blocks; ++block) {
+      for (int c0 = 0; c0 < d; c0 += kScalars) {
+        float* dq = s_.dq_columns + (int64_t{block} * d + c0) * kBlockRows;
+        Vec sum[kScalars][kVectors];
+        load_rows([&](int m) { return dq + m * kBlockRows; }, sum);
+        multiply_add<false>(s_.slot_k + c0, d, slot(s_.slot_ds, block, 0), kBlockRows, slot_count_,
+                            sum);
+        store_rows([&](int m) { return dq + m * kBlockRows; }, kScalars, sum);
+      }
+    }
+    slot_count_ = 0;
+  }
+
+  // to[key] += sum over rows of weight[slot][row] * from[row] for the kScalars slots from `first`.
+  void add_to_keys(int first, float* weight, const float* from, float* to) {
+    const int used = std::min(kScalars, slot_count_ - first);
+    for (int piece = 0; piece < plan_.pieces; ++piece) {
+      // Slots past the last one hold old numbers: summed with the others, but not stored.
+      const auto target = [&](int m) {
+        const int32_t j = slot_key_[first + std::min(m, used - 1)];
+        return to + int64_t{j} * plan_.width() + piece * kBlockRows;
+      };
+      Vec sum[kScalars][kVectors];
+      load_rows(target, sum);
+      for (int block = 0; block < plan_.blocks; ++block) {
+        multiply_add<true>(slot(weight, block, first), kBlockRows,
+                           from + (int64_t{piece} * plan_.rows + block * kBlockRows) * kBlockRows,
+                           kBlockRows, kBlockRows, sum);
+      }
+      store_rows(target, used, sum);
+    }
+  }
+
+  void write_dq() {
+    const int d = plan_.head_dim;
+    for (int block = 0; block * kBlockRows < row_count(); ++block) {
+      transpose(s_.dq_columns + int64_t{block} * d * kBlockRows, kBlockRows, d, kBlockRows,
+                s_.row_major, d);
+      const int end = std::min(row_count() - block * kBlockRows, kBlockRows);
+      for (int i = 0; i < end; ++i) {
+        const int r = block * kBlockRows + i;
+        write_row(s_.row_major + i * d, d, p_.scale, p_.dq, p_.dtype,
+                  row(p_.dq_stride, b_, query_head(r), query(r)));
+      }
+    }
+  }
+
+  const AttentionBackward& p_;
+  const Plan& plan_;
+  Scratch& s_;
+  Sums& sums_;
+  const int b_, kv_head_, q0_, q1_;
+  const int64_t kv_row_;
+  const int32_t* last_;
+  int count_ = 0;
+
+  Key keys_[kBatch];
+  int first_block_[kBatch / kGroup], end_block_[kBatch / kGroup];
+  int group_count_ = 0, slot_count_ = 0;
+  int32_t slot_key_[kSlots];
+};
+
+// Adds up the parts of one KV head and writes dk, dv and the role sums.
+void write_head(const AttentionBackward& p, const Plan& plan, int head,
+                const std::unique_ptr<Sums>* parts, int part_count) {
+  const int b = head / p.kv_heads, kv_head = head % p.kv_heads;
+  const int length = length_of(p.lengths, b, p.tokens), width = plan.width();
+  std::vector<float> total(width);
+  const auto write = [&](const auto& part_of, int t, float factor, void* to,
+                         const Strides& stride) {
+    std::fill(total.begin(), total.end(), 0.0f);
+    for (int part = 0; part < part_count; ++part) {
+      const float* from = part_of(*parts[part]) + int64_t{t} * width;
+      for (int c = 0; c < plan.head_dim; ++c) total[c] += from[c];
+    }
+    write_row(total.data(), plan.head_dim, factor, to, p.dtype, row(stride, b, kv_head, t));
+  };
+  for (int t = 0; t < length; ++t) {
+    write([](const Sums& s) { return s.dk.get(); }, t, p.scale, p.dk, p.dk_stride);
+    write([](const Sums& s) { return s.dv.get(); }, t, 1.0f, p.dv, p.dv_stride);
+  }
+  for (int h = 0; h < p.horizon_count; ++h) {
+    float* to = p.role_sums + (int64_t{h} * p.batch * p.kv_heads + head) * p.tokens;
+    for (int t = 0; t < length; ++t) {
+      to[t] = 0;
+      for (int part = 0; part < part_count; ++part) {
+        to[t] += parts[part]->roles[int64_t{h} * p.tokens + t];
+      }
+    }
+  }
+}
+
+// Enough tasks for any small number of workers, unless their sums would take too much memory.
+int part_count_of(const AttentionBackward& p, const Plan& plan) {
+  const int64_t heads = std::max(p.batch * p.kv_heads, 1);
+  const int64_t tiles = std::max((p.tokens + plan.tile - 1) / plan.tile, 1);
+  const int64_t bytes = std::max<int64_t>(2 * sizeof(float) * p.tokens * plan.width() * heads, 1);
+  const int64_t affordable = (int64_t{512} << 20) / bytes;
+  return static_cast<int>(std::clamp<int64_t>(std::min(16 / heads, affordable), 1, tiles));
+}
+
+void run_vectors(const AttentionBackward& p) {
+  NATSLM_ASSERT(hn::Lanes(kFloats) == kLanes);
+  const Plan plan(p);
+  const int heads = p.batch * p.kv_heads, parts = part_count_of(p, plan);
+  std::vector<LiveKeys> live;
+  for (int head = 0; head < heads; ++head) {
+    live.emplace_back(p.last + int64_t{head} * p.tokens,
+                      length_of(p.lengths, head / p.kv_heads, p.tokens));
+  }
+  std::vector<std::unique_ptr<Scratch>> scratch(p.parallel.workers);
+  // One part a head: its sums are written at once, so a worker can use the same memory again.
+  std::vector<std::unique_ptr<Sums>> sums(parts == 1 ? p.parallel.workers : heads * parts);
+  p.parallel(int64_t{heads} * parts, [&](int64_t task, int worker) {
+    const int head = static_cast<int>(task / parts), part = static_cast<int>(task % parts);
+    const int b = head / p.kv_heads, length = length_of(p.lengths, b, p.tokens);
+    if (!scratch[worker]) scratch[worker] = std::make_unique<Scratch>(plan, p.tokens);
+    std::unique_ptr<Sums>& sum = sums[parts == 1 ? worker : task];
+    if (!sum) sum = std::make_unique<Sums>(plan, p.horizon_count, p.tokens);
+    sum->clear();
+    for (int t = part; t * plan.tile < length; t += parts) {
+      Tile(p, plan, *scratch[worker], *sum, b, head % p.kv_heads, live[head], t).run();
+    }
+    if (parts == 1) write_head(p, plan, head, &sum, 1);
+  });
+  if (parts == 1) return;
+  p.parallel(heads, [&](int64_t head, int) {
+    write_head(p, plan, static_cast<int>(head), &sums[head * parts], parts);
+  });
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace natslm::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 namespace natslm::kernels::cpu {
 namespace {
 
-std::vector<float> read(const void* array, DType dtype, const Strides& stride, int b, int head,
-                        int length, int head_dim) {
-  std::vector<float> m(int64_t{length} * head_dim);
-  for (int t = 0; t < length; ++t) {
-    const int64_t from = row(stride, b, head, t);
-    for (int c = 0; c < head_dim; ++c) {
-      m[int64_t{t} * head_dim + c] = static_cast<float>(load(array, dtype, from + c));
-    }
-  }
-  return m;
-}
+HWY_EXPORT(run_vectors);
 
-void write(const std::vector<float>& m, void* array, DType dtype, const Strides& stride, int b,
-           int head, int tokens, int head_dim) {
-  for (int t = 0; t < tokens; ++t) {
-    const int64_t to = row(stride, b, head, t);
-    for (int c = 0; c < head_dim; ++c) {
-      const size_t from = size_t(t) * head_dim + c;
-      store(array, dtype, to + c, from < m.size() ? m[from] : 0);
-    }
-  }
-}
-
-float dot(const float* a, const float* b, int n) {
-  float sum = 0;
-  for (int c = 0; c < n; ++c) sum += a[c] * b[c];
-  return sum;
-}
-
-void add(float* to, float factor, const float* from, int n) {
-  for (int c = 0; c < n; ++c) to[c] += factor * from[c];
-}
-
-void backward_of_group(const AttentionBackward& p, int b, int kv_head) {
-  const int length = length_of(p.lengths, b, p.tokens), d = p.head_dim;
-  const int group = p.q_heads / p.kv_heads;
-  const int64_t kv_row = (int64_t{b} * p.kv_heads + kv_head) * p.tokens;
-  const int64_t plane = int64_t{p.batch} * p.kv_heads * p.tokens;
-  const int32_t* last = p.last + kv_row;
-  const auto k = read(p.k, p.dtype, p.k_stride, b, kv_head, length, d);
-  const auto v = read(p.v, p.dtype, p.v_stride, b, kv_head, length, d);
-  std::vector<float> dk(k.size(), 0.0f), dv(v.size(), 0.0f);
-  for (int h = 0; h < p.horizon_count; ++h) {
-    std::fill_n(p.role_sums + h * plane + kv_row, p.tokens, 0.0f);
-  }
-  for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d);
-    const auto out = read(p.out, p.dtype, p.out_stride, b, head, length, d);
-    const auto dout = read(p.dout, p.dtype, p.dout_stride, b, head, length, d);
-    const int64_t q_row = (int64_t{b} * p.q_heads + head) * p.tokens;
-    std::vector<float> dq(q.size(), 0.0f);
-    for (int64_t i = 0; i < length; ++i) {
-      const float lse = p.lse[q_row + i];
-      const float role_lse = p.role_lse ? p.role_lse[q_row + i] : lse;
-      if (std::isinf(lse) && lse < 0) continue;
-      const float delta = dot(&dout[i * d], &out[i * d], d);
-      for (int64_t j = 0; j <= i; ++j) {
-        const bool seen = visible(i, j, last[j]);
-        if (!seen && p.horizon_count == 0) continue;
-        const float s = p.scale * dot(&q[i * d], &k[j * d], d);
-        const float difference = dot(&dout[i * d], &v[j * d], d) - delta;
-        if (seen) {
-          const float probability = std::exp(s - lse);
-          add(&dv[j * d], probability, &dout[i * d], d);
-          add(&dq[i * d], p.scale * probability * difference, &k[j * d], d);
-          add(&dk[j * d], p.scale * probability * difference, &q[i * d], d);
-        }
-        if (p.horizon_count == 0) continue;
-        const float factor = std::exp(s - role_lse);
-        const float g = (p.limit_factor ? std::min(factor, 1.0f) : factor) * difference;
-        for (int h = 0; h < p.horizon_count; ++h) {
-          const int64_t at = h * plane + kv_row + j;
-          if (i <= p.horizons[at]) p.role_sums[at] += g;
-        }
+void clear_padding(const AttentionBackward& p) {
+  // All bits 0 is the number 0 in both types.
+  const auto clear = [&](void* array, const Strides& stride, int b, int heads) {
+    for (int h = 0; h < heads; ++h) {
+      for (int t = length_of(p.lengths, b, p.tokens); t < p.tokens; ++t) {
+        std::memset(static_cast<char*>(array) + row(stride, b, h, t) * size_of(p.dtype), 0,
+                    p.head_dim * size_of(p.dtype));
       }
     }
-    write(dq, p.dq, p.dtype, p.dq_stride, b, head, p.tokens, d);
+  };
+  for (int b = 0; b < p.batch; ++b) {
+    clear(p.dq, p.dq_stride, b, p.q_heads);
+    clear(p.dk, p.dk_stride, b, p.kv_heads);
+    clear(p.dv, p.dv_stride, b, p.kv_heads);
+    const int length = length_of(p.lengths, b, p.tokens);
+    for (int row = 0; row < p.horizon_count * p.kv_heads; ++row) {
+      const int64_t at = (int64_t{row / p.kv_heads} * p.batch + b) * p.kv_heads + row % p.kv_heads;
+      std::fill_n(p.role_sums + at * p.tokens + length, p.tokens - length, 0.0f);
+    }
   }
-  write(dk, p.dk, p.dtype, p.dk_stride, b, kv_head, p.tokens, d);
-  write(dv, p.dv, p.dtype, p.dv_stride, b, kv_head, p.tokens, d);
 }
 
 }  // namespace
@@ -104,9 +565,9 @@ std::string_view why_not(const AttentionBackward& p) {
 
 void run(const AttentionBackward& p) {
   check_supported("attention_backward (cpu)", why_not(p), p);
-  p.parallel(int64_t{p.batch} * p.kv_heads, [&](int64_t task, int) {
-    backward_of_group(p, static_cast<int>(task / p.kv_heads), static_cast<int>(task % p.kv_heads));
-  });
+  clear_padding(p);
+  HWY_DYNAMIC_DISPATCH(run_vectors)(p);
 }
 
 }  // namespace natslm::kernels::cpu
+#endif  // HWY_ONCE

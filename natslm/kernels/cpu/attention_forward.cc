@@ -35,8 +35,7 @@ namespace natslm::kernels::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int kBatch = 64;        // keys packed together: with their values 32 KB at 64 channels
-constexpr int kTargetRows = 128;  // rows a tile should have at least
+constexpr int kBatch = 64;  // keys packed together: with their values 32 KB at 64 channels
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504f;
@@ -45,9 +44,9 @@ constexpr float kLog2E = 1.44269504f;
 struct Plan {
   explicit Plan(const AttentionForward& p)
       : group(p.q_heads / p.kv_heads),
-        tile(std::max(16, (kTargetRows / group + 15) / 16 * 16)),
-        blocks((tile * group + kBlockRows - 1) / kBlockRows),
-        rows(blocks * kBlockRows),
+        tile(tile_of(group)),
+        blocks(tile * group / kBlockRows),
+        rows(tile * group),
         head_dim(p.head_dim),
         query_factor(p.scale > 0 ? 1.0f : p.scale),
         scale(p.scale > 0 ? p.scale : 1.0f) {}
@@ -321,13 +320,7 @@ class Tile {
                               s_.score + slot * kGroup * kBlockRows, kBlockRows, kGroup, acc);
         }
       }
-#pragma GCC unroll 8
-      for (int m = 0; m < kScalars; ++m) {
-#pragma GCC unroll 8
-        for (int n = 0; n < kVectors; ++n) {
-          hn::Store(acc[m][n], kFloats, out + m * kBlockRows + n * kLanes);
-        }
-      }
+      store_rows([&](int m) { return out + m * kBlockRows; }, kScalars, acc);
     }
   }
 

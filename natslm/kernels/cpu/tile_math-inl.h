@@ -14,6 +14,7 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
+#include <numeric>
 
 #include "natslm/base/dtype.h"
 
@@ -37,6 +38,14 @@ constexpr int kBlockRows = kVectors * kLanes;
 constexpr int kGroup = 8;  // keys, or channels, that are computed together
 constexpr int kScalars = kLanes == 16 ? 8 : 4;
 static_assert(kGroup % kScalars == 0);
+
+// Queries a tile takes when `group` query heads share a KV head: as few as fill whole blocks of
+// rows, but at least kTileRows rows, so that packing a key is cheap beside using it.
+constexpr int kTileRows = 128;
+constexpr int tile_of(int group) {
+  const int step = kBlockRows / std::gcd(kBlockRows, group);
+  return (kTileRows + group * step - 1) / (group * step) * step;
+}
 
 // 2^x for x <= 128 to 1e-7; exactly 0 from -127 on. NaN stays NaN.
 HWY_INLINE Vec exp2(Vec x) {
@@ -75,6 +84,27 @@ HWY_INLINE void multiply_add(const float* HWY_RESTRICT a, int64_t stride,
   }
 }
 
+// Accumulators from and to memory: at(m) is the address of row m.
+template <int kM, int kN, class At>
+HWY_INLINE void load_rows(const At& at, Vec (&sum)[kM][kN]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+    const float* from = at(m);
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) sum[m][n] = hn::Load(kFloats, from + n * kLanes);
+  }
+}
+template <int kM, int kN, class At>
+HWY_INLINE void store_rows(const At& at, int count, const Vec (&sum)[kM][kN]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kM; ++m) {
+    if (m >= count) break;
+    float* to = at(m);
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) hn::Store(sum[m][n], kFloats, to + n * kLanes);
+  }
+}
+
 // c[m][n] = sum over i of rows[m][i] * b[i][n] for kGroup rows: scores, and dout . v.
 HWY_INLINE void products_of_rows(const float* HWY_RESTRICT rows, int64_t stride,
                                  const float* HWY_RESTRICT b, int64_t count,
@@ -87,13 +117,7 @@ HWY_INLINE void products_of_rows(const float* HWY_RESTRICT rows, int64_t stride,
       for (int n = 0; n < kVectors; ++n) sum[m][n] = hn::Zero(kFloats);
     }
     multiply_add<true>(rows + m0 * stride, stride, b, kBlockRows, count, sum);
-#pragma GCC unroll 8
-    for (int m = 0; m < kScalars; ++m) {
-#pragma GCC unroll 8
-      for (int n = 0; n < kVectors; ++n) {
-        hn::Store(sum[m][n], kFloats, c + (m0 + m) * kBlockRows + n * kLanes);
-      }
-    }
+    store_rows([&](int m) { return c + (m0 + m) * kBlockRows; }, kScalars, sum);
   }
 }
 
