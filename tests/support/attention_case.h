@@ -103,12 +103,22 @@ BackwardResult run_backward(AttentionInputs& inputs, ForwardResult& forward, Bac
 // implementation in the same type achieves. The yardstick of the tolerances.
 void plain_forward(const kernels::AttentionForward&);
 void plain_backward(const kernels::AttentionBackward&);
+// The same with the channels summed in the opposite order. On a small problem one order may be
+// exact by luck; the worse of the two is what a plain implementation can promise.
+void plain_forward_again(const kernels::AttentionForward&);
+void plain_backward_again(const kernels::AttentionBackward&);
 
-// "" if `got` is at most twice as wrong as `plain` plus one rounding of the output, and has NaN and
-// inf where `truth` has them; otherwise a line with the worst index.
+// "" if `got` is at most twice as wrong as the worse of two plain results plus one rounding of the
+// output, and has NaN and inf where `truth` has them; otherwise a line with the worst index.
 std::string compare(const char* what, const std::vector<double>& got,
-                    const std::vector<double>& plain, const std::vector<double>& truth, DType dtype,
-                    const AttentionCase& c);
+                    const std::vector<double>& plain, const std::vector<double>& plain_again,
+                    const std::vector<double>& truth, DType dtype, const AttentionCase& c);
+// With one plain result.
+inline std::string compare(const char* what, const std::vector<double>& got,
+                           const std::vector<double>& plain, const std::vector<double>& truth,
+                           DType dtype, const AttentionCase& c) {
+  return compare(what, got, plain, plain, truth, dtype, c);
+}
 std::vector<double> widen(const std::vector<float>& values);
 
 }  // namespace natslm::test

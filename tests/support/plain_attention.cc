@@ -16,24 +16,25 @@ using namespace kernels;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::vector<float> read(const void* array, DType dtype, const Strides& stride, int b, int head,
-                        int length, int head_dim) {
+                        int length, int head_dim, bool backwards) {
   std::vector<float> m(int64_t{length} * head_dim);
   for (int t = 0; t < length; ++t) {
     const int64_t from = row(stride, b, head, t);
     for (int c = 0; c < head_dim; ++c) {
-      m[int64_t{t} * head_dim + c] = static_cast<float>(load(array, dtype, from + c));
+      const int channel = backwards ? head_dim - 1 - c : c;
+      m[int64_t{t} * head_dim + c] = static_cast<float>(load(array, dtype, from + channel));
     }
   }
   return m;
 }
 
 void write(const std::vector<float>& m, void* array, DType dtype, const Strides& stride, int b,
-           int head, int tokens, int head_dim) {
+           int head, int tokens, int head_dim, bool backwards) {
   for (int t = 0; t < tokens; ++t) {
     const int64_t to = row(stride, b, head, t);
     for (int c = 0; c < head_dim; ++c) {
       const size_t from = size_t(t) * head_dim + c;
-      store(array, dtype, to + c, from < m.size() ? m[from] : 0);
+      store(array, dtype, to + (backwards ? head_dim - 1 - c : c), from < m.size() ? m[from] : 0);
     }
   }
 }
@@ -48,22 +49,22 @@ void add(float* to, float factor, const float* from, int n) {
   for (int c = 0; c < n; ++c) to[c] += factor * from[c];
 }
 
-void backward_of_group(const AttentionBackward& p, int b, int kv_head) {
+void backward_of_group(const AttentionBackward& p, int b, int kv_head, bool backwards) {
   const int length = length_of(p.lengths, b, p.tokens), d = p.head_dim;
   const int group = p.q_heads / p.kv_heads;
   const int64_t kv_row = (int64_t{b} * p.kv_heads + kv_head) * p.tokens;
   const int64_t plane = int64_t{p.batch} * p.kv_heads * p.tokens;
   const int32_t* last = p.last + kv_row;
-  const auto k = read(p.k, p.dtype, p.k_stride, b, kv_head, length, d);
-  const auto v = read(p.v, p.dtype, p.v_stride, b, kv_head, length, d);
+  const auto k = read(p.k, p.dtype, p.k_stride, b, kv_head, length, d, backwards);
+  const auto v = read(p.v, p.dtype, p.v_stride, b, kv_head, length, d, backwards);
   std::vector<float> dk(k.size(), 0.0f), dv(v.size(), 0.0f);
   for (int h = 0; h < p.horizon_count; ++h) {
     std::fill_n(p.role_sums + h * plane + kv_row, p.tokens, 0.0f);
   }
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d);
-    const auto out = read(p.out, p.dtype, p.out_stride, b, head, length, d);
-    const auto dout = read(p.dout, p.dtype, p.dout_stride, b, head, length, d);
+    const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d, backwards);
+    const auto out = read(p.out, p.dtype, p.out_stride, b, head, length, d, backwards);
+    const auto dout = read(p.dout, p.dtype, p.dout_stride, b, head, length, d, backwards);
     const int64_t q_row = (int64_t{b} * p.q_heads + head) * p.tokens;
     std::vector<float> dq(q.size(), 0.0f);
     for (int64_t i = 0; i < length; ++i) {
@@ -91,26 +92,24 @@ void backward_of_group(const AttentionBackward& p, int b, int kv_head) {
         }
       }
     }
-    write(dq, p.dq, p.dtype, p.dq_stride, b, head, p.tokens, d);
+    write(dq, p.dq, p.dtype, p.dq_stride, b, head, p.tokens, d, backwards);
   }
-  write(dk, p.dk, p.dtype, p.dk_stride, b, kv_head, p.tokens, d);
-  write(dv, p.dv, p.dtype, p.dv_stride, b, kv_head, p.tokens, d);
+  write(dk, p.dk, p.dtype, p.dk_stride, b, kv_head, p.tokens, d, backwards);
+  write(dv, p.dv, p.dtype, p.dv_stride, b, kv_head, p.tokens, d, backwards);
 }
 
-}  // namespace
-
-void plain_forward(const AttentionForward& p) {
+void forward(const AttentionForward& p, bool backwards) {
   const int d = p.head_dim, group = p.q_heads / p.kv_heads;
   p.parallel(int64_t{p.batch} * p.kv_heads, [&](int64_t task, int) {
     const int b = static_cast<int>(task / p.kv_heads), kv = static_cast<int>(task % p.kv_heads);
     const int length = length_of(p.lengths, b, p.tokens);
     const int32_t* last = p.last + task * p.tokens;
-    const auto k = read(p.k, p.dtype, p.k_stride, b, kv, length, d);
-    const auto v = read(p.v, p.dtype, p.v_stride, b, kv, length, d);
+    const auto k = read(p.k, p.dtype, p.k_stride, b, kv, length, d, backwards);
+    const auto v = read(p.v, p.dtype, p.v_stride, b, kv, length, d, backwards);
     std::vector<float> score(length), mean(d);
     if (p.mass) std::fill_n(p.mass + task * p.tokens, p.tokens, 0.0f);
     for (int head = kv * group; head < (kv + 1) * group; ++head) {
-      const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d);
+      const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d, backwards);
       float* lse = p.lse + (int64_t{b} * p.q_heads + head) * p.tokens;
       for (int i = 0; i < p.tokens; ++i) {
         std::fill(mean.begin(), mean.end(), 0.0f);
@@ -129,7 +128,8 @@ void plain_forward(const AttentionForward& p) {
         lse[i] = denominator == 0 ? -kInfinity : largest + std::log(denominator);
         const float norm = denominator == 0 ? 0 : 1 / denominator;
         for (int c = 0; c < d; ++c) {
-          store(p.out, p.dtype, row(p.out_stride, b, head, i) + c, mean[c] * norm);
+          store(p.out, p.dtype, row(p.out_stride, b, head, i) + (backwards ? d - 1 - c : c),
+                mean[c] * norm);
         }
         // As the contract says: from the stored normaliser.
         for (int j = 0; p.mass && i < length && j <= i; ++j) {
@@ -142,10 +142,26 @@ void plain_forward(const AttentionForward& p) {
   });
 }
 
-void plain_backward(const AttentionBackward& p) {
+void backward(const AttentionBackward& p, bool backwards) {
   p.parallel(int64_t{p.batch} * p.kv_heads, [&](int64_t task, int) {
-    backward_of_group(p, static_cast<int>(task / p.kv_heads), static_cast<int>(task % p.kv_heads));
+    backward_of_group(p, static_cast<int>(task / p.kv_heads), static_cast<int>(task % p.kv_heads),
+                      backwards);
   });
+}
+
+}  // namespace
+
+void plain_forward(const AttentionForward& p) {
+  forward(p, false);
+}
+void plain_forward_again(const AttentionForward& p) {
+  forward(p, true);
+}
+void plain_backward(const AttentionBackward& p) {
+  backward(p, false);
+}
+void plain_backward_again(const AttentionBackward& p) {
+  backward(p, true);
 }
 
 }  // namespace natslm::test
