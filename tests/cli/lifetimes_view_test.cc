@@ -118,7 +118,7 @@ TEST(LifetimesView, LinesStayInsideTheTerminalAndKeepEveryCharacter) {
   }
   picture.heads.assign(12, std::vector<HeadLifetimes>(3, head));
   for (const Palette palette : {Palette::kPlain, Palette::k256}) {
-    for (const int32_t width : {60, 80, 100}) {
+    for (const int32_t width : {80, 100, 120}) {
       const std::string text = without_colour(
           draw_lifetimes(picture, {.palette = palette, .width = width, .max_lines = 1000}));
       std::string shown;
