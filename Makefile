@@ -27,7 +27,7 @@ build: setup
 	@cmake --build --preset $(PRESET) -j $(JOBS)
 
 test: build
-	@ctest --preset $(PRESET)
+	@ctest --preset $(PRESET) -j $(JOBS)
 
 check:
 	@JOBS=$(JOBS) tools/check

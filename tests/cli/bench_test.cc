@@ -1,0 +1,155 @@
+// nats-lm bench, policies, models and info on small sizes: the promised fields, the right accounts,
+// wrong settings answered. No test looks at a time. SPDX-License-Identifier: Apache-2.0
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/program.h"
+
+namespace natslm::test {
+namespace {
+
+using Json = nlohmann::json;
+using Words = std::vector<std::string>;
+using testing::HasSubstr;
+
+// The one JSON line of a command that must succeed.
+Json json_of(Words command) {
+  const ScratchFolder scratch;
+  const std::string file = (scratch / "out.json").string();
+  command.insert(command.end(), {"--json", file});
+  const Outcome outcome = run_program(command);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_FALSE(outcome.out.empty());
+  const Words lines = lines_of(read_file(file));
+  EXPECT_EQ(lines.size(), 1u);
+  return lines.empty() ? Json() : Json::parse(lines[0]);
+}
+
+Words bench(const std::string& kind, const Words& more = {}) {
+  Words words = {"bench", kind,         "--tokens", "256",      "--heads", "4",        "--kv-heads",
+                 "2",     "--head-dim", "16",       "--window", "8",       "--repeat", "1"};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+void expect_bench_fields(const Json& line) {
+  for (const char* field : {"ours_ms", "baseline", "baseline_ms", "speedup", "live_pairs", "kv_end",
+                            "effective_tflops", "spread"}) {
+    EXPECT_TRUE(line["results"].contains(field)) << field;
+  }
+  const Json& results = line["results"];
+  EXPECT_GT(results["ours_ms"].get<double>(), 0);
+  EXPECT_NEAR(results["speedup"].get<double>(),
+              results["baseline_ms"].get<double>() / results["ours_ms"].get<double>(), 1e-9);
+  EXPECT_GT(results["kv_end"].get<double>(), 0);
+  EXPECT_LE(results["kv_end"].get<double>(), 1);
+}
+
+TEST(Bench, ReportsThePromisedFieldsForEveryKind) {
+  const std::vector<Words> commands = {
+      bench("attention"),
+      bench("attention", {"--backward"}),
+      bench("attention", {"--dtype", "bfloat16"}),
+      bench("decode", {"--layers", "2", "--batch", "2"}),
+      bench("prefill", {"--layers", "2", "--prefill-chunk", "60"}),
+      bench("prefill", {"--layers", "1", "--policy", "streaming:sinks=2,window=30"}),
+      {"bench", "train", "--context", "32", "--batch", "2", "--repeat", "1"},
+  };
+  for (const Words& command : commands) {
+    SCOPED_TRACE(command[1]);
+    const Json line = json_of(command);
+    EXPECT_EQ(line["command"], "bench " + command[1]);
+    EXPECT_EQ(line["seed"], 1);
+    expect_bench_fields(line);
+  }
+}
+
+TEST(Bench, CountsEveryCausalPairWhenAllKeysAreGlobal) {
+  const Json line = json_of(bench("attention", {"--global", "1", "--local", "0"}));
+  EXPECT_EQ(line["results"]["live_pairs"], 4 * 256 * 257 / 2);
+  EXPECT_EQ(line["results"]["kv_end"], 1.0);
+}
+
+TEST(Bench, CountsTheWindowWhenNoKeyButTheFirstIsGlobal) {
+  const Json line = json_of(bench("attention", {"--global", "0", "--local", "0"}));
+  // The last token reads the first, the 8 before it and itself.
+  EXPECT_DOUBLE_EQ(line["results"]["kv_end"].get<double>(), 10.0 / 256);
+}
+
+TEST(Bench, DrawsTheSameRolesForTheSameSeedOnly) {
+  const auto pairs = [](const char* seed) {
+    return json_of(bench("attention", {"--seed", seed}))["results"]["live_pairs"].get<double>();
+  };
+  EXPECT_EQ(pairs("5"), pairs("5"));
+  EXPECT_NE(pairs("5"), pairs("6"));
+}
+
+TEST(Bench, PrefillThroughTheCacheKeepsAsManyKeysAsTheRolesSay) {
+  const Json kept =
+      json_of(bench("prefill", {"--layers", "2", "--prefill-chunk", "50"}))["results"];
+  const Json all =
+      json_of(bench("prefill", {"--layers", "2", "--global", "1", "--local", "0"}))["results"];
+  EXPECT_LT(kept["kv_bytes_peak"].get<double>(), kept["baseline_kv_bytes_peak"].get<double>());
+  EXPECT_EQ(all["kv_end"], 1.0);
+  EXPECT_EQ(all["kv_bytes_peak"], all["baseline_kv_bytes_peak"]);
+}
+
+TEST(Bench, AnswersSettingsThatContradictEachOther) {
+  struct Case {
+    Words more;
+    std::string expected;
+  };
+  const Case cases[] = {
+      {{"--heads", "5"}, "5 is not a multiple of --kv-heads 2"},
+      {{"--head-dim", "20"}, "20 is not a multiple of 8"},
+      {{"--global", "0.6", "--local", "0.6"}, "add up to more than 1"},
+      {{"--global", "1.5"}, "not in range"},
+      {{"--dtype", "float16"}, "float16"},
+      {{"--tokens", "0"}, "not in range"},
+  };
+  for (const Case& c : cases) {
+    Words command = {"bench", "attention"};
+    command.insert(command.end(), c.more.begin(), c.more.end());
+    if (c.more[0] == "--heads") command.insert(command.end(), {"--kv-heads", "2"});
+    const Outcome outcome = run_program(command);
+    EXPECT_EQ(outcome.exit_code, 2) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr(c.expected));
+    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+  }
+  const Outcome policy = run_program(bench("prefill", {"--policy", "oracle"}));
+  EXPECT_EQ(policy.exit_code, 1);
+  EXPECT_THAT(policy.err, HasSubstr("unknown policy \"oracle\"; known are full"));
+}
+
+TEST(Policies, AreListedWithTheirOptions) {
+  const Json line = json_of({"policies"});
+  Words names;
+  for (const Json& policy : line["results"]["policies"]) names.push_back(policy["name"]);
+  EXPECT_THAT(names, testing::IsSupersetOf({"full", "learned", "streaming", "h2o", "random"}));
+  for (const Json& policy : line["results"]["policies"]) {
+    for (const Json& option : policy["options"]) {
+      EXPECT_FALSE(option["default"].get<std::string>().empty()) << policy["name"];
+      EXPECT_FALSE(option["summary"].get<std::string>().empty()) << policy["name"];
+    }
+  }
+}
+
+TEST(Models, AreListedWithTheSizesOfTheirPresets) {
+  const Json results = json_of({"models"})["results"];
+  EXPECT_EQ(results["architectures"][0]["name"], "gpt");
+  EXPECT_EQ(results["presets"][0]["name"], "tiny");
+  EXPECT_EQ(results["presets"][0]["config"]["width"], 128);
+  EXPECT_EQ(results["presets"][0]["batch"], 16);
+}
+
+TEST(Info, SaysWhatABugReportNeeds) {
+  const Json results = json_of({"info"})["results"];
+  for (const char* field : {"version", "commit", "libtorch", "compiler", "device", "kernels"}) {
+    EXPECT_FALSE(results[field].get<std::string>().empty()) << field;
+  }
+}
+
+}  // namespace
+}  // namespace natslm::test
