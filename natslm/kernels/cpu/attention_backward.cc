@@ -40,7 +40,6 @@ namespace {
 constexpr int kBatch = 64;          // keys walked over together
 constexpr int kSlots = 2 * kBatch;  // room for live keys: emptied as soon as kBatch are in use
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLog2E = 1.44269504f;
 
 // Channels of row-major arrays are cut into pieces of kBlockRows, the last one filled up with 0.
 struct Plan {
@@ -340,9 +339,8 @@ class Tile {
 
   // exp(scale * product - lse), which is at most 1 for visible keys.
   Vec factor(Vec product, Vec lse) const {
-    Vec x = hn::MulSub(product, hn::Set(kFloats, p_.scale), lse);
-    if (p_.limit_factor) x = hn::Min(hn::Zero(kFloats), x);
-    return exp2(hn::Min(hn::Set(kFloats, 128.0f), hn::Mul(x, hn::Set(kFloats, kLog2E))));
+    const Vec x = hn::MulSub(product, hn::Set(kFloats, p_.scale), lse);
+    return exp(hn::Min(hn::Set(kFloats, p_.limit_factor ? 0.0f : 89.0f), x));
   }
 
   hn::Mask<Floats> hidden(const Key& key, hn::Vec<Ints> position) const {

@@ -38,7 +38,6 @@ namespace {
 constexpr int kBatch = 64;  // keys packed together: with their values 32 KB at 64 channels
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLog2E = 1.44269504f;
 
 // The sizes that all tasks share.
 struct Plan {
@@ -153,7 +152,7 @@ class Tile {
   // exp(scale * product - normaliser).
   Vec weight(const float* product, Vec normaliser) const {
     const Vec x = hn::MulSub(hn::Load(kFloats, product), hn::Set(kFloats, plan_.scale), normaliser);
-    return exp2(hn::Mul(x, hn::Set(kFloats, kLog2E)));
+    return exp(x);
   }
 
   void read_queries() {
@@ -281,7 +280,7 @@ class Tile {
       }
       const Vec new_max =
           hn::Max(old_max, hn::Mul(hn::Set(kFloats, plan_.scale), hn::Max(max0, max1)));
-      const Vec correction = exp2(hn::Mul(hn::Sub(old_max, new_max), hn::Set(kFloats, kLog2E)));
+      const Vec correction = exp(hn::Sub(old_max, new_max));
       Vec sum0 = hn::Mul(correction, hn::Load(kFloats, sum)), sum1 = hn::Zero(kFloats);
       for (int i = 0; i < slots; i += 2) {
         float* s = score + i * kBlockRows;

@@ -47,22 +47,40 @@ constexpr int tile_of(int group) {
   return (kTileRows + group * step - 1) / (group * step) * step;
 }
 
-// 2^x for x <= 128 to 1e-7; exactly 0 from -127 on. NaN stays NaN.
-HWY_INLINE Vec exp2(Vec x) {
-  // Adding it leaves round(x) + 127 in the low bits: a float's biased exponent.
-  const Vec magic = hn::Set(kFloats, 12582912.0f + 127.0f);
-  x = hn::Max(hn::Set(kFloats, -127.0f), x);
-  const Vec shifted = hn::Add(x, magic);
-  const Vec r = hn::Sub(x, hn::Sub(shifted, magic));
-  // Smallest largest relative error on [-1/2, 1/2]: 2e-9, 8e-8 with the roundings.
-  Vec p = hn::Set(kFloats, 1.535336341e-4f);
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.339887502e-3f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 9.618436918e-3f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 5.550332367e-2f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 2.402264774e-1f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 6.931471825e-1f));
+// Adding it to x leaves round(x) + 127 in the low bits: the biased exponent of a float.
+constexpr float kExponentMagic = 12582912.0f + 127.0f;
+
+// e^r times the power of two in the low bits of `shifted`, for |r| <= ln 2 / 2.
+HWY_INLINE Vec exp_of_rest(Vec r, Vec shifted) {
+  // Smallest largest relative error on [-ln 2 / 2, ln 2 / 2]: 2e-9, 8e-8 with the roundings.
+  Vec p = hn::Set(kFloats, 1.384365487e-03f);
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 8.374155691e-03f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 4.166800013e-02f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.666643095e-01f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 4.999999385e-01f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
   p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
   return hn::Mul(p, hn::BitCast(kFloats, hn::ShiftLeft<23>(hn::BitCast(kInts, shifted))));
+}
+
+// e^x for x <= 89 to 1e-7; exactly 0 from -88.1 on, inf from 88.8 on. NaN stays NaN.
+HWY_INLINE Vec exp(Vec x) {
+  x = hn::Max(hn::Set(kFloats, -88.1f), x);
+  const Vec magic = hn::Set(kFloats, kExponentMagic);
+  const Vec shifted = hn::MulAdd(x, hn::Set(kFloats, 1.44269504f), magic);
+  const Vec n = hn::Sub(shifted, magic);
+  // x - n ln 2; the high part of ln 2 has few enough bits that its products are exact.
+  const Vec r = hn::NegMulAdd(n, hn::Set(kFloats, 0.693145751953125f), x);
+  return exp_of_rest(hn::NegMulAdd(n, hn::Set(kFloats, 1.428606820e-06f), r), shifted);
+}
+
+// 2^x for x <= 128 to 1e-7; exactly 0 from -127 on. NaN stays NaN.
+HWY_INLINE Vec exp2(Vec x) {
+  x = hn::Max(hn::Set(kFloats, -127.0f), x);
+  const Vec magic = hn::Set(kFloats, kExponentMagic);
+  const Vec shifted = hn::Add(x, magic);
+  const Vec r = hn::Sub(x, hn::Sub(shifted, magic));
+  return exp_of_rest(hn::Mul(r, hn::Set(kFloats, 0.693147181f)), shifted);
 }
 
 // sum[m][n] += sum over i < count of a(m, i) * b[i][n], where a(m, i) is a[m * stride + i] (kByRow:
