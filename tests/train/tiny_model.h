@@ -42,10 +42,14 @@ class TinyModel : public models::Model {
     const auto& p = parameters_;
     const at::Tensor x = at::embedding(p[0].second, input.tokens);
     const at::Tensor h = at::tanh(at::matmul(x, p[1].second.t()) + p[2].second);
-    // Stands for sampled roles: a different, reproducible perturbation for each (step, sequence).
-    const at::Tensor noise =
-        at::sin(input.sequences.to(at::kFloat) + static_cast<double>(input.step)) * 0.1;
-    const at::Tensor alive = at::sigmoid(at::matmul(h, p[3].second.t()) + noise.view({-1, 1, 1}));
+    at::Tensor score = at::matmul(h, p[3].second.t());
+    if (input.sample) {
+      // Stands for sampled roles: a different, reproducible perturbation for each (step, sequence).
+      const at::Tensor noise =
+          at::sin(input.sequences.to(at::kFloat) + static_cast<double>(input.step)) * 0.1;
+      score = score + noise.view({-1, 1, 1});
+    }
+    const at::Tensor alive = at::sigmoid(score);
     models::TrainingOutput output;
     output.logits = at::matmul(h * alive, p[0].second.t());
     if (output_is_saved) output.logits = at::tanh(output.logits);
