@@ -456,15 +456,17 @@ void write_head(const AttentionBackward& p, const Plan& plan, int head,
                 const std::unique_ptr<Sums>* parts, int part_count) {
   const int b = head / p.kv_heads, kv_head = head % p.kv_heads;
   const int length = length_of(p.lengths, b, p.tokens), width = plan.width();
-  std::vector<float> total(width);
-  const auto write = [&](const auto& part_of, int t, float factor, void* to,
+  const auto total = hwy::AllocateAligned<float>(width);
+  const auto write = [&](const auto& sums_of, int t, float factor, void* to,
                          const Strides& stride) {
-    std::fill(total.begin(), total.end(), 0.0f);
-    for (int part = 0; part < part_count; ++part) {
-      const float* from = part_of(*parts[part]) + int64_t{t} * width;
-      for (int c = 0; c < plan.head_dim; ++c) total[c] += from[c];
+    for (int c = 0; c < width; c += kLanes) {
+      Vec sum = hn::Load(kFloats, sums_of(*parts[0]) + int64_t{t} * width + c);
+      for (int part = 1; part < part_count; ++part) {
+        sum = hn::Add(sum, hn::Load(kFloats, sums_of(*parts[part]) + int64_t{t} * width + c));
+      }
+      hn::Store(sum, kFloats, total.get() + c);
     }
-    write_row(total.data(), plan.head_dim, factor, to, p.dtype, row(stride, b, kv_head, t));
+    write_row(total.get(), plan.head_dim, factor, to, p.dtype, row(stride, b, kv_head, t));
   };
   for (int t = 0; t < length; ++t) {
     write([](const Sums& s) { return s.dk.get(); }, t, p.scale, p.dk, p.dk_stride);
