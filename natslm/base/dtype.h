@@ -12,7 +12,9 @@ namespace natslm {
 
 enum class DType : uint8_t { kFloat32, kBFloat16 };
 
-constexpr size_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr size_t size_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : 2;
+}
 constexpr std::string_view name(DType dtype) {
   return dtype == DType::kFloat32 ? "float32" : "bfloat16";
 }

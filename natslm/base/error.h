@@ -41,16 +41,17 @@ namespace internal {
 
 }  // namespace natslm
 
-#define NATSLM_CHECK(condition, ...)                     \
-  do {                                                   \
-    if (!(condition)) [[unlikely]] ::natslm::fail(__VA_ARGS__); \
+#define NATSLM_CHECK(condition, ...) \
+  do {                               \
+    if (!(condition)) [[unlikely]]   \
+      ::natslm::fail(__VA_ARGS__);   \
   } while (false)
 
 #if defined(NDEBUG) && !defined(NATSLM_SANITIZED)
 #define NATSLM_ASSERT(condition) static_cast<void>(0)
 #else
-#define NATSLM_ASSERT(condition)                                                    \
-  do {                                                                              \
+#define NATSLM_ASSERT(condition)                                                            \
+  do {                                                                                      \
     if (!(condition)) ::natslm::internal::assertion_failed(#condition, __FILE__, __LINE__); \
   } while (false)
 #endif

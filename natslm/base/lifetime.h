@@ -25,10 +25,14 @@ inline constexpr int32_t kOpenEnded = kForever - 1;
 inline constexpr int32_t kMaxPosition = kForever - 2;
 
 // Query i may read key j from the step that writes j up to and including `last`.
-NATSLM_HD constexpr bool visible(int32_t i, int32_t j, int32_t last) { return j <= i && i <= last; }
+NATSLM_HD constexpr bool visible(int32_t i, int32_t j, int32_t last) {
+  return j <= i && i <= last;
+}
 
 // A key that no query from position `now` on can read; a cache frees it.
-NATSLM_HD constexpr bool dead(int32_t now, int32_t last) { return last < now; }
+NATSLM_HD constexpr bool dead(int32_t now, int32_t last) {
+  return last < now;
+}
 
 // What a rectangle of queries and keys asks of a kernel.
 enum class Tile : uint8_t {

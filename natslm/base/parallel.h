@@ -1,5 +1,5 @@
-// How a Torch-free kernel uses threads: it is handed a ParallelFor and never makes a pool of its own.
-// ops/ fills it with LibTorch's pool, tests and benchmarks with the small one below.
+// How a Torch-free kernel uses threads: it is handed a ParallelFor and never makes a pool of its
+// own. ops/ fills it with LibTorch's pool, tests and benchmarks with the small one below.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -26,7 +26,9 @@ struct ParallelFor {
 };
 
 // Runs everything in the calling thread.
-inline ParallelFor serial() { return {}; }
+inline ParallelFor serial() {
+  return {};
+}
 
 // Starts `threads` - 1 threads for each call: for tests and benchmarks without LibTorch.
 ParallelFor plain_threads(int threads);

@@ -22,29 +22,30 @@ inline constexpr int kMaxHorizons = 4;
 struct AttentionBackward {
   int32_t batch = 0, q_heads = 0, kv_heads = 0, tokens = 0, head_dim = 0;
   float scale = 1.0f;
-  DType dtype = DType::kFloat32;      // of q, k, v, out, dout, dq, dk, dv
+  DType dtype = DType::kFloat32;  // of q, k, v, out, dout, dq, dk, dv
 
-  const void* q = nullptr;            // [B, Hq, T, D]
-  const void* k = nullptr;            // [B, Hkv, T, D]
-  const void* v = nullptr;            // [B, Hkv, T, D]
-  const void* out = nullptr;          // [B, Hq, T, D] as the forward pass wrote it
-  const void* dout = nullptr;         // [B, Hq, T, D]
+  const void* q = nullptr;     // [B, Hq, T, D]
+  const void* k = nullptr;     // [B, Hkv, T, D]
+  const void* v = nullptr;     // [B, Hkv, T, D]
+  const void* out = nullptr;   // [B, Hq, T, D] as the forward pass wrote it
+  const void* dout = nullptr;  // [B, Hq, T, D]
   Strides q_stride, k_stride, v_stride, out_stride, dout_stride;
-  const float* lse = nullptr;         // [B, Hq, T] as the forward pass wrote it; -inf: no key was seen
-  const int32_t* last = nullptr;      // [B, Hkv, T]
-  const int32_t* lengths = nullptr;   // [B] or null: all T
+  const float* lse = nullptr;     // [B, Hq, T] as the forward pass wrote it; -inf: no key was seen
+  const int32_t* last = nullptr;  // [B, Hkv, T]
+  const int32_t* lengths = nullptr;  // [B] or null: all T
 
-  int32_t horizon_count = 0;          // 0: no role sums are wanted; at most kMaxHorizons
-  const int32_t* horizons = nullptr;  // [horizon_count, B, Hkv, T]; a horizon before j gives a sum of 0
-  const float* role_lse = nullptr;    // [B, Hq, T] normaliser of g instead of lse, or null (= lse)
-  bool limit_factor = true;           // false: exp(s - lse) in g is not limited to one
+  int32_t horizon_count = 0;  // 0: no role sums are wanted; at most kMaxHorizons
+  const int32_t* horizons =
+      nullptr;  // [horizon_count, B, Hkv, T]; a horizon before j gives a sum of 0
+  const float* role_lse = nullptr;  // [B, Hq, T] normaliser of g instead of lse, or null (= lse)
+  bool limit_factor = true;         // false: exp(s - lse) in g is not limited to one
 
-  void* dq = nullptr;                 // [B, Hq, T, D]; 0 past a length
-  void* dk = nullptr;                 // [B, Hkv, T, D]; likewise
-  void* dv = nullptr;                 // [B, Hkv, T, D]; likewise
+  void* dq = nullptr;  // [B, Hq, T, D]; 0 past a length
+  void* dk = nullptr;  // [B, Hkv, T, D]; likewise
+  void* dv = nullptr;  // [B, Hkv, T, D]; likewise
   Strides dq_stride, dk_stride, dv_stride;
-  float* role_sums = nullptr;         // [horizon_count, B, Hkv, T]; 0 past a length. A row whose query
-                                      // sees no key (lse = -inf) adds nothing
+  float* role_sums = nullptr;  // [horizon_count, B, Hkv, T]; 0 past a length. A row whose query
+                               // sees no key (lse = -inf) adds nothing
   ParallelFor parallel;
 };
 
