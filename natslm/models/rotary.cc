@@ -67,7 +67,9 @@ template <class Body>
 void for_rows(const Layout& l, const Body& body) {
   constexpr int64_t kBlock = 64;
   const int64_t blocks = (l.tokens + kBlock - 1) / kBlock;
-  ops::torch_threads()(l.batch * blocks, [&](int64_t task, int) {
+  // One block is done before another thread is awake.
+  const ParallelFor parallel = l.batch * blocks == 1 ? serial() : ops::torch_threads();
+  parallel(l.batch * blocks, [&](int64_t task, int) {
     const int64_t begin = task % blocks * kBlock, end = std::min(begin + kBlock, l.tokens);
     for (int64_t t = begin; t < end; ++t) body(task / blocks, t);
   });

@@ -19,6 +19,12 @@ const T* data_or_null(const Tensor& x) {
   return x.defined() ? x.const_data_ptr<T>() : nullptr;
 }
 
+// Waking other threads costs more than a few thousand tokens' work.
+ParallelFor threads_for(int64_t tokens) {
+  constexpr int64_t kFewTokens = 2048;
+  return tokens <= kFewTokens ? serial() : ops::torch_threads();
+}
+
 struct Outputs {
   AssignedRoles assigned;  // but for the price
   Tensor soft;             // undefined unless sampling
@@ -68,7 +74,7 @@ Outputs run(const Tensor& logits_in, const Options& options, const Tensor& lengt
   p.horizons = a.horizons.mutable_data_ptr<int32_t>();
   p.onehot = a.onehot.mutable_data_ptr<float>();
   p.shares = a.shares.mutable_data_ptr<float>();
-  p.parallel = ops::torch_threads();
+  p.parallel = threads_for(b * h * t);
   assign(p);
   return out;
 }
@@ -115,7 +121,7 @@ class SampleRoles : public torch::autograd::Function<SampleRoles> {
     }
     if (grads[1].defined()) p.dprice = grads[1].item<double>();
     p.dlogits = dlogits.mutable_data_ptr<float>();
-    p.parallel = ops::torch_threads();
+    p.parallel = threads_for(b * h * t);
     assign_backward(p);
     return {dlogits.to(ctx->saved_data["dtype"].toScalarType()), {}, {}, {}, {}};
   }
