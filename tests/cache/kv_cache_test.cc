@@ -269,6 +269,30 @@ TEST(Hooks, RenumberingToTheRankOfKeptKeysEqualsTheirPositions) {
   }
 }
 
+class OddQueriesInPlace : public KeepAll {
+ public:
+  bool renumbers() const override { return true; }
+  int32_t key_position(int32_t, int32_t live, int32_t position) const override {
+    return live % 2 == 1 ? position : 7;
+  }
+};
+
+TEST(Hooks, RenumberingMayPutAKeyBackToWhereItWas) {
+  const Stream stream = random_stream(kShape, kTokens, 17);
+  Stream unrotated = stream;
+  unrotated.rotate = nullptr;
+  const auto in_place = plain(stream, forever(kShape, kTokens));
+  const auto moved = plain(unrotated, forever(kShape, kTokens));
+  cache::KvCache cache(kShape, std::make_unique<OddQueriesInPlace>());
+  const auto out = run(cache, cache.add_sequence(), stream, 20);
+  for (int32_t layer = 0; layer < kShape.layers; ++layer) {
+    for (int32_t i = 0; i < kTokens; ++i) {
+      const auto& truth = (i + 1) % 2 == 1 ? in_place : moved;
+      EXPECT_LT(worst_difference(out[layer][i], truth[layer][i]), 1e-5) << "token " << i;
+    }
+  }
+}
+
 // Adds up what every key received, by position.
 class WatchesMass : public Scripted {
  public:
