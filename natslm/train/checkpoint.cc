@@ -60,7 +60,7 @@ Json verified_state(const fs::path& checkpoint) {
   for (const auto& [name, expected] : whole["files"].items()) {
     const std::string found = file_checksum(checkpoint / name);
     NATSLM_CHECK(expected == found, (checkpoint / name).string(), " is damaged: its checksum is ",
-                 found, ", expected ", expected.get<std::string>());
+                 found, ", expected ", expected.dump());
   }
   return whole["state"];
 }
@@ -103,6 +103,7 @@ void Checkpoints::save(int64_t step, const Json& state, const WriteFiles& write_
     probe("state written");
     sync_tree(unfinished);
     probe("synced");
+    // Only a run that was continued from an older checkpoint gets here, and that one still exists.
     if (fs::exists(target)) fs::rename(target, target.string() + kDiscarded);
     probe("old one aside");
     rename_durably(unfinished, target);

@@ -1,6 +1,6 @@
 // A 64-bit checksum against damage (not against forgery): any change of a single bit changes it,
-// and other damage goes unnoticed once in 2^64. Fast enough to cost nothing beside reading the
-// bytes. SPDX-License-Identifier: Apache-2.0
+// and other damage goes unnoticed about once in 2^64. Costs nothing beside reading the bytes.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Everything a training run can be told, once: the command line, the checkpoint's trainer.json and
-// the check that a resumed run is the same run all walk for_each_field(). SPDX-License-Identifier:
-// Apache-2.0
+// the check that a resumed run is the same run all walk for_each_field().
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

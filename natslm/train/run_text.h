@@ -1,6 +1,7 @@
 // The text of a run, ready for training: a tokenizer and packed token files in the run's folder, so
 // that a resumed run needs nothing but that folder (and files that were given packed, where they
-// were). SPDX-License-Identifier: Apache-2.0
+// were).
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // Perplexity of held-out windows by the training pass with argmax roles: what the model would
 // predict if dead keys were gone, without the cost of a real cache. (Evaluation proper goes through
-// the cache.) SPDX-License-Identifier: Apache-2.0
+// the cache.)
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,8 @@
 //
 // continues the run in FOLDER, or starts it; kills itself with SIGKILL when a checkpoint's save
 // reaches STAGE ("random": never) for the COUNT-th time. Writes FOLDER/final.safetensors when it
-// gets to the end. SPDX-License-Identifier: Apache-2.0
+// gets to the end.
+// SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
 #include <signal.h>
 #include <unistd.h>

@@ -1,6 +1,7 @@
 // A model of a few hundred weights with everything the trainer meets: matrices and vectors, a price
 // that depends on them, and noise keyed by (seed, step, sequence). Its arithmetic is plain
-// LibTorch. SPDX-License-Identifier: Apache-2.0
+// LibTorch.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <ATen/TensorOperators.h>
