@@ -151,12 +151,14 @@ void generate(const Options& o, bool has_prompt, Context& context) {
       rate(static_cast<double>(use.tokens - result.prompt_tokens), result.decode_seconds);
   const double per_second = rate(static_cast<double>(result.tokens.size()),
                                  result.prefill_seconds + result.decode_seconds);
+  const double keys = static_cast<double>(use.tokens) * config.layers * config.kv_heads;
   std::printf(
       "\n%s: %s of %lld tokens alive (%lld keys), KV mean %s, peak %s; prefill %.0f, decode %.0f "
       "tokens/s\n",
-      spec.c_str(), percent(use.kv_end).c_str(), static_cast<long long>(use.tokens),
-      static_cast<long long>(use.live_keys), bytes(static_cast<int64_t>(use.kv_bytes_mean)).c_str(),
-      bytes(use.kv_bytes_peak).c_str(), prefill, decode);
+      spec.c_str(), percent(static_cast<double>(use.live_keys) / keys).c_str(),
+      static_cast<long long>(use.tokens), static_cast<long long>(use.live_keys),
+      bytes(static_cast<int64_t>(use.kv_bytes_mean)).c_str(), bytes(use.kv_bytes_peak).c_str(),
+      prefill, decode);
   context.write_json({{"policy", spec},
                       {"text", result.text},
                       {"finish", std::string(name(result.finish))},

@@ -32,7 +32,7 @@ Strength strength_of(double share_alive) {
 constexpr const char* kCodes256[kKinds][4] = {
     {"38;5;136", "1;38;5;214", "1;38;5;223;48;5;94", "1;38;5;16;48;5;214"},
     {"38;5;31", "1;38;5;81", "1;38;5;159;48;5;24", "1;38;5;16;48;5;81"},
-    {"38;5;242", "38;5;252", "1;38;5;255;48;5;240", "1;38;5;16;48;5;252"},
+    {"38;5;244", "38;5;252", "1;38;5;255;48;5;240", "1;38;5;16;48;5;252"},
     {"38;5;65", "1;38;5;114", "1;38;5;157;48;5;22", "1;38;5;16;48;5;114"},
 };
 constexpr const char* kCodes16[kKinds][4] = {
@@ -193,8 +193,9 @@ std::string legend(const std::array<bool, kKinds>& present, bool many, const Pai
   for (int kind = 0; kind < kKinds; ++kind) {
     if (!present[kind]) continue;
     if (paint.colours()) {
-      line += paint(std::string(" ") + kNames[kind] + " ", kind, kMost) + " " +
-              paint("evicted", kind, kEvicted) + "   ";
+      line += paint(std::string(" ") + kNames[kind] + " ", kind, kMost) + " ";
+      if (kind != roles::kGlobal) line += paint("evicted", kind, kEvicted);  // a Global never is
+      line += "   ";
     } else {
       line += std::string(1, kMarks[kind][1]) + "/" + kMarks[kind][0] + " " + kNames[kind] + "   ";
     }
@@ -282,6 +283,16 @@ std::string heads_picture(const LifetimesPicture& picture, int32_t width, const 
                      std::to_string(tokens) + " tokens, " + std::to_string(layers) + " x " +
                      std::to_string(heads) + " heads" +
                      (bars ? "; a full bar is " + percent(scale, 0) : "") + "\n";
+  if (bars) {
+    std::string names(kLabel, ' ');
+    for (size_t head = 0; head < heads; ++head) {
+      std::string name = "KV head " + std::to_string(head);
+      name.resize(cells + kNumber + 2, ' ');
+      names += name;
+    }
+    names.resize(names.find_last_not_of(' ') + 1);
+    text += paint.faint(names) + "\n";
+  }
   for (size_t layer = 0; layer < layers; ++layer) {
     text += "  " + paint.faint("layer " + right(std::to_string(layer), 2)) + " ";
     int64_t of_layer = 0;
@@ -379,6 +390,12 @@ std::string draw_lifetimes(const LifetimesPicture& picture, const ViewOptions& o
   for (size_t token = 0; token < looks.size(); ++token) {
     looks[token] = look_of(shown, token);
     present[looks[token].kind] = true;
+  }
+  for (const auto& layer : picture.heads) {  // what only the bars show
+    for (const HeadLifetimes& head : layer) {
+      const auto counts = living(head);
+      for (int kind = 0; kind < kKinds; ++kind) present[kind] = present[kind] || counts[kind] > 0;
+    }
   }
 
   std::string where = "all layers and KV heads";
