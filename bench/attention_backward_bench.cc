@@ -4,7 +4,8 @@
 //
 //   attention_backward_bench --benchmark_counters_tabular=true
 //
-// ratio: ours / dense, forward + backward, minima of all rounds. visible: share of the causal
+// ratio: ours / dense, forward + backward, minima of all rounds; cpu_ratio: the same of processor
+// time, to be read with OMP_NUM_THREADS=1 on a busy machine. visible: share of the causal
 // pairs. GFLOP/s: of the backward pass: three products over the visible pairs, and two over the
 // visible ones or, with horizons, over all causal ones. SPDX-License-Identifier: Apache-2.0
 #include <ATen/core/Tensor.h>
@@ -98,6 +99,8 @@ void forward_and_backward(benchmark::State& state) {
   state.counters["dense_fwd_ms"] = race.best(2) * 1e3;
   state.counters["dense_bwd_ms"] = race.best(3) * 1e3;
   state.counters["ratio"] = ours / dense;
+  state.counters["cpu_ratio"] =
+      (race.best_cpu(0) + race.best_cpu(1)) / (race.best_cpu(2) + race.best_cpu(3));
   state.counters["visible"] = visible / causal;
   state.counters["GFLOP/s"] =
       2.0 * shape.head_dim * (3 * visible + 2 * scored) / race.best(1) * 1e-9;

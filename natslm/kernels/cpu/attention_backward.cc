@@ -86,11 +86,11 @@ struct Scratch {
     make(q_columns, rows * d);
     make(dout_columns, rows * d);
     make(dq_columns, rows * d);
-    make(k, kBatch * d);
-    make(v, kBatch * d);
+    make(k, kBatch * kRowStride);
+    make(v, kBatch * kRowStride);
     make(score, kBatch * kBlockRows);
     make(dscore, kBatch * kBlockRows);
-    make(slot_k, kSlots * d);
+    make(slot_k, kSlots * kRowStride);
     make(slot_p, kSlots * rows);
     make(slot_ds, kSlots * rows);
     make(lse, rows);
@@ -104,9 +104,9 @@ struct Scratch {
   std::vector<hwy::AlignedFreeUniquePtr<float[]>> memory;
   float *q, *dout;                               // [pieces][rows][kBlockRows]
   float *q_columns, *dout_columns, *dq_columns;  // [blocks][D][kBlockRows]
-  float *k, *v;                                  // [kBatch][D]
+  float *k, *v;                                  // [kBatch][kRowStride]
   float *score, *dscore;                         // [kBatch][kBlockRows]: q . k, dout . v
-  float* slot_k;                                 // [kSlots][D]
+  float* slot_k;                                 // [kSlots][kRowStride]
   float *slot_p, *slot_ds;                       // [blocks][kSlots][kBlockRows]
   float *lse, *role_lse, *delta;                 // [rows]; lse = +inf makes a row add nothing
   float* row_major;                              // [kBlockRows][D]
@@ -257,7 +257,7 @@ class Tile {
     for (int g = 0; g < group_count_; ++g) {
       int32_t first = kForever, furthest = -1;
       for (int i = g * kGroup; i < (g + 1) * kGroup; ++i) {
-        float *k = s_.k + int64_t{i} * d, *v = s_.v + int64_t{i} * d;
+        float *k = s_.k + i * kRowStride, *v = s_.v + i * kRowStride;
         Key& key = keys_[i];
         key = Key();
         if (begin + i >= end) {  // fills the group up; no query sees it
@@ -282,7 +282,7 @@ class Tile {
         if (key.last >= std::max(q0_, j)) {
           key.slot = slot_count_++;
           slot_key_[key.slot] = j;
-          std::memcpy(s_.slot_k + int64_t{key.slot} * d, k, d * sizeof(float));
+          std::memcpy(s_.slot_k + key.slot * kRowStride, k, d * sizeof(float));
         }
       }
       first_block_[g] = std::max(first - q0_, 0) * plan_.group / kBlockRows;
@@ -309,9 +309,9 @@ class Tile {
   // The pairs of a group of keys and a block of rows: g, and P and dS of live keys.
   void walk(int g, int block) {
     const int d = plan_.head_dim;
-    products_of_rows(s_.k + int64_t{g} * kGroup * d, d,
-                     s_.q_columns + int64_t{block} * d * kBlockRows, d, s_.score);
-    products_of_rows(s_.v + int64_t{g} * kGroup * d, d,
+    products_of_rows(s_.k + g * kGroup * kRowStride, s_.q_columns + int64_t{block} * d * kBlockRows,
+                     d, s_.score);
+    products_of_rows(s_.v + g * kGroup * kRowStride,
                      s_.dout_columns + int64_t{block} * d * kBlockRows, d, s_.dscore);
     for (int n = 0; n < kVectors; ++n) {
       const int r = block * kBlockRows + n * kLanes;
@@ -394,8 +394,8 @@ class Tile {
         float* dq = s_.dq_columns + (int64_t{block} * d + c0) * kBlockRows;
         Vec sum[kScalars][kVectors];
         load_rows([&](int m) { return dq + m * kBlockRows; }, sum);
-        multiply_add<false>(s_.slot_k + c0, d, slot(s_.slot_ds, block, 0), kBlockRows, slot_count_,
-                            sum);
+        multiply_add<false>(s_.slot_k + c0, kRowStride, slot(s_.slot_ds, block, 0), kBlockRows,
+                            slot_count_, sum);
         store_rows([&](int m) { return dq + m * kBlockRows; }, kScalars, sum);
       }
     }

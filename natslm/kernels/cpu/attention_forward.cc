@@ -58,8 +58,9 @@ struct Plan {
 struct Scratch {
   explicit Scratch(const Plan& plan, int tokens) : keys(tokens + 1) {
     const int64_t d = plan.head_dim;
-    const int64_t sizes[] = {plan.rows * d,       plan.rows * d,  kBatch * d, kBatch * d,
-                             kBatch * kBlockRows, kBlockRows * d, plan.rows,  plan.rows};
+    const int64_t sizes[] = {
+        plan.rows * d,       plan.rows * d,  kBatch * kRowStride, kBatch * kRowStride,
+        kBatch * kBlockRows, kBlockRows * d, plan.rows,           plan.rows};
     memory = hwy::AllocateAligned<float>(
         std::accumulate(std::begin(sizes), std::end(sizes), int64_t{0}));
     float* next = memory.get();
@@ -73,8 +74,8 @@ struct Scratch {
   hwy::AlignedFreeUniquePtr<float[]> memory;
   float* q;          // [blocks][D][kBlockRows], times query_factor
   float* out;        // [blocks][D][kBlockRows], not yet divided by `sum`
-  float* k;          // [kBatch][D]
-  float* v;          // [kBatch][D]
+  float* k;          // [kBatch][kRowStride]
+  float* v;          // [kBatch][kRowStride]
   float* score;      // [kBatch][kBlockRows]: q . k, then weights
   float* row_major;  // [kBlockRows][D]
   float* max;        // [blocks][kBlockRows]: largest score so far; lse in the mass pass
@@ -194,7 +195,7 @@ class Tile {
       int32_t first = kForever, last = -1;
       for (int m = 0; m < kGroup; ++m) {
         const int at = begin + g * kGroup + m;
-        float* k = s_.k + int64_t{g * kGroup + m} * d;
+        float* k = s_.k + (g * kGroup + m) * kRowStride;
         float* v = s_.v + int64_t{g * kGroup + m} * d;
         if (at >= end) {  // nobody sees the keys that fill the group up
           group.key[m] = kForever;
@@ -244,7 +245,7 @@ class Tile {
     for (int g = 0; g < group_count_; ++g) {
       if (block < groups_[g].first_block || block >= groups_[g].end_block) continue;
       float* to = s_.score + active_count_ * kGroup * kBlockRows;
-      products_of_rows(s_.k + int64_t{g} * kGroup * d, d, s_.q + int64_t{block} * d * kBlockRows, d,
+      products_of_rows(s_.k + g * kGroup * kRowStride, s_.q + int64_t{block} * d * kBlockRows, d,
                        to);
       if (!groups_[g].full) hide(groups_[g], block, to);
       active_[active_count_++] = g;
@@ -312,7 +313,8 @@ class Tile {
         }
       }
       if (active_count_ == group_count_) {
-        multiply_add<false>(s_.v + c0, d, s_.score, kBlockRows, group_count_ * kGroup, acc);
+        multiply_add<false>(s_.v + c0, d, s_.score, kBlockRows, group_count_ * kGroup,
+                            acc);
       } else {
         for (int slot = 0; slot < active_count_; ++slot) {
           multiply_add<false>(s_.v + int64_t{active_[slot]} * kGroup * d + c0, d,
