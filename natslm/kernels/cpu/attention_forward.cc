@@ -313,8 +313,7 @@ class Tile {
         }
       }
       if (active_count_ == group_count_) {
-        multiply_add<false>(s_.v + c0, d, s_.score, kBlockRows, group_count_ * kGroup,
-                            acc);
+        multiply_add<false>(s_.v + c0, d, s_.score, kBlockRows, group_count_ * kGroup, acc);
       } else {
         for (int slot = 0; slot < active_count_; ++slot) {
           multiply_add<false>(s_.v + int64_t{active_[slot]} * kGroup * d + c0, d,
