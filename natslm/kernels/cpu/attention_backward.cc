@@ -15,7 +15,6 @@
 #define HWY_TARGET_INCLUDE "natslm/kernels/cpu/attention_backward.cc"
 #include <hwy/foreach_target.h>
 // Must come after foreach_target.h.
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -29,6 +28,7 @@
 #include "natslm/base/lifetime.h"
 #include "natslm/kernels/checks.h"
 #include "natslm/kernels/cpu/live_keys.h"
+#include "natslm/kernels/cpu/scratch_memory.h"
 #include "natslm/kernels/cpu/tile_math-inl.h"
 #include "natslm/kernels/element.h"
 
@@ -38,7 +38,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr int kBatch = 64;          // keys walked over together
-constexpr int kSlots = 2 * kBatch;  // room for live keys: emptied as soon as kBatch are in use
+constexpr int kSlots = 2 * kBatch;  // room for live keys: worked off as soon as kBatch are in use
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Channels of row-major arrays are cut into pieces of kBlockRows, the last one filled up with 0.
@@ -58,9 +58,9 @@ struct Plan {
 // What one part adds up over its tiles.
 struct Sums {
   Sums(const Plan& plan, int horizons, int tokens)
-      : size(std::max<int64_t>(int64_t{tokens} * plan.width(), 1)),
-        dk(hwy::AllocateAligned<float>(size)),
-        dv(hwy::AllocateAligned<float>(size)),
+      : size(int64_t{tokens} * plan.width()),
+        dk(scratch_memory(size)),
+        dv(scratch_memory(size)),
         roles(int64_t{horizons} * tokens) {}
   void clear() {
     std::memset(dk.get(), 0, size * sizeof(float));
@@ -68,8 +68,22 @@ struct Sums {
     std::fill(roles.begin(), roles.end(), 0.0f);
   }
   int64_t size;
-  hwy::AlignedFreeUniquePtr<float[]> dk, dv;  // [T, width]
-  std::vector<float> roles;                   // [horizons, T]
+  ScratchMemory dk, dv;      // [T, width]
+  std::vector<float> roles;  // [horizons, T]
+};
+
+// Live keys whose products are still to be formed. Those that every query of the tile sees and the
+// others are kept apart, so that the few rows that see one of the others are a range of blocks.
+struct Slots {
+  float* k;       // [kSlots][kRowStride]
+  float *p, *ds;  // [blocks][kSlots][kBlockRows]; 0 outside a slot's range
+  int count = 0;
+  int32_t key[kSlots];
+  int first_block[kSlots], end_block[kSlots];  // a slot's range of row blocks
+
+  float* at(float* array, int block, int i) const {
+    return array + (int64_t{block} * kSlots + i) * kBlockRows;
+  }
 };
 
 // What a worker needs for one tile; kept from tile to tile.
@@ -77,7 +91,7 @@ struct Scratch {
   Scratch(const Plan& plan, int tokens) : position(plan.rows), keys(tokens + 1) {
     const int64_t d = plan.head_dim, rows = plan.rows, width = plan.width();
     const auto make = [&](float*& part, int64_t size) {
-      memory.push_back(hwy::AllocateAligned<float>(size));
+      memory.push_back(scratch_memory(size));
       part = memory.back().get();
       fill(part, size, 0);
     };
@@ -90,9 +104,11 @@ struct Scratch {
     make(v, kBatch * kRowStride);
     make(score, kBatch * kBlockRows);
     make(dscore, kBatch * kBlockRows);
-    make(slot_k, kSlots * kRowStride);
-    make(slot_p, kSlots * rows);
-    make(slot_ds, kSlots * rows);
+    for (Slots* slots : {&whole, &partial}) {
+      make(slots->k, kSlots * kRowStride);
+      make(slots->p, kSlots * rows);
+      make(slots->ds, kSlots * rows);
+    }
     make(lse, rows);
     make(role_lse, rows);
     make(delta, rows);
@@ -101,25 +117,25 @@ struct Scratch {
     make(g_sum, kBatch * kLanes);
     make(g_partial, kMaxHorizons * kBatch * kLanes);
   }
-  std::vector<hwy::AlignedFreeUniquePtr<float[]>> memory;
+  std::vector<ScratchMemory> memory;
   float *q, *dout;                               // [pieces][rows][kBlockRows]
   float *q_columns, *dout_columns, *dq_columns;  // [blocks][D][kBlockRows]
   float *k, *v;                                  // [kBatch][kRowStride]
   float *score, *dscore;                         // [kBatch][kBlockRows]: q . k, dout . v
-  float* slot_k;                                 // [kSlots][kRowStride]
-  float *slot_p, *slot_ds;                       // [blocks][kSlots][kBlockRows]
   float *lse, *role_lse, *delta;                 // [rows]; lse = +inf makes a row add nothing
   float* row_major;                              // [kBlockRows][D]
   float* out_columns;                            // [D][kBlockRows]
   float* g_sum;      // [kBatch][kLanes]: sum of g over the tile's rows, lane by lane
   float* g_partial;  // [horizons][kBatch][kLanes]: of the rows up to a horizon inside the tile
+  Slots whole, partial;
   std::vector<int32_t> position;  // [rows]; past the tile: -1, which sees no key
   std::vector<int32_t> keys;      // to walk over, ascending
 };
 
 struct Key {
   int32_t j = kForever, last = -1;
-  int slot = -1;        // where a live key's P and dS go
+  Slots* slots = nullptr;  // where a live key's P and dS go, and the place there
+  int slot = 0;
   bool past = false;    // every query of the tile comes after it
   bool full = false;    // every query of the tile sees it
   bool ending = false;  // a horizon lies inside the tile
@@ -158,9 +174,12 @@ class Tile {
         }
       }
       if (p_.horizon_count > 0) add_role_sums();
-      if (slot_count_ >= kBatch) empty_slots();
+      for (Slots* slots : {&s_.whole, &s_.partial}) {
+        if (slots->count >= kBatch) work_off(*slots);
+      }
     }
-    if (slot_count_ > 0) empty_slots();
+    work_off(s_.whole);
+    work_off(s_.partial);
     write_dq();
   }
 
@@ -279,30 +298,30 @@ class Tile {
         }
         read_row(p_.k, p_.dtype, row(p_.k_stride, b_, kv_head_, j), d, 1.0f, k);
         read_row(p_.v, p_.dtype, row(p_.v_stride, b_, kv_head_, j), d, 1.0f, v);
-        if (key.last >= std::max(q0_, j)) {
-          key.slot = slot_count_++;
-          slot_key_[key.slot] = j;
-          std::memcpy(s_.slot_k + key.slot * kRowStride, k, d * sizeof(float));
-        }
+        if (key.last >= std::max(q0_, j)) take_slot(key, k);
       }
-      first_block_[g] = std::max(first - q0_, 0) * plan_.group / kBlockRows;
-      end_block_[g] =
-          ((std::min(furthest, q1_) - q0_ + 1) * plan_.group + kBlockRows - 1) / kBlockRows;
-      for (int i = g * kGroup; i < (g + 1) * kGroup; ++i) {
-        if (keys_[i].slot >= 0) clear_slot_outside(keys_[i].slot, first_block_[g], end_block_[g]);
-      }
+      first_block_[g] = first_block_of(first);
+      end_block_[g] = end_block_of(furthest);
     }
   }
 
-  float* slot(float* array, int block, int i) const {
-    return array + (int64_t{block} * kSlots + i) * kBlockRows;
+  int first_block_of(int32_t j) const { return std::max(j - q0_, 0) * plan_.group / kBlockRows; }
+  int end_block_of(int32_t last) const {
+    return ((std::min(last, q1_) - q0_ + 1) * plan_.group + kBlockRows - 1) / kBlockRows;
   }
 
-  void clear_slot_outside(int i, int first, int end) {
+  void take_slot(Key& key, const float* k) {
+    key.slots = key.full ? &s_.whole : &s_.partial;
+    Slots& slots = *key.slots;
+    const int i = key.slot = slots.count++;
+    slots.key[i] = key.j;
+    slots.first_block[i] = first_block_of(key.j);
+    slots.end_block[i] = end_block_of(key.last);
+    std::memcpy(slots.k + i * kRowStride, k, plan_.head_dim * sizeof(float));
     for (int block = 0; block < plan_.blocks; ++block) {
-      if (block >= first && block < end) continue;
-      fill(slot(s_.slot_p, block, i), kBlockRows, 0);
-      fill(slot(s_.slot_ds, block, i), kBlockRows, 0);
+      if (block >= slots.first_block[i] && block < slots.end_block[i]) continue;
+      fill(slots.at(slots.p, block, i), kBlockRows, 0);
+      fill(slots.at(slots.ds, block, i), kBlockRows, 0);
     }
   }
 
@@ -328,11 +347,15 @@ class Tile {
               p_.role_lse ? factor(score, hn::Load(kFloats, s_.role_lse + r)) : p;
           add_g(g * kGroup + m, position, hn::Mul(first_factor, difference));
         }
-        if (key.slot < 0) continue;
+        if (!key.slots || block < key.slots->first_block[key.slot] ||
+            block >= key.slots->end_block[key.slot]) {
+          continue;
+        }
         const Vec seen = key.full ? p : hn::IfThenZeroElse(hidden(key, position), p);
-        hn::Store(seen, kFloats, slot(s_.slot_p, block, key.slot) + n * kLanes);
+        const Slots& slots = *key.slots;
+        hn::Store(seen, kFloats, slots.at(slots.p, block, key.slot) + n * kLanes);
         hn::Store(hn::Mul(seen, difference), kFloats,
-                  slot(s_.slot_ds, block, key.slot) + n * kLanes);
+                  slots.at(slots.ds, block, key.slot) + n * kLanes);
       }
     }
   }
@@ -383,43 +406,66 @@ class Tile {
   }
 
   // dv += P dout, dk += dS q and dq += dS k over the slots in use.
-  void empty_slots() {
-    for (int first = 0; first < slot_count_; first += kScalars) {
-      add_to_keys(first, s_.slot_p, s_.dout, sums_.dv.get());
-      add_to_keys(first, s_.slot_ds, s_.q, sums_.dk.get());
+  void work_off(Slots& slots) {
+    for (int i = 0; i < slots.count; i += kScalars) {
+      add_to_keys(slots, slots.p, i, s_.dout, sums_.dv.get());
+      add_to_keys(slots, slots.ds, i, s_.q, sums_.dk.get());
     }
-    const int d = plan_.head_dim;
     for (int block = 0; block < plan_.blocks; ++block) {
-      for (int c0 = 0; c0 < d; c0 += kScalars) {
-        float* dq = s_.dq_columns + (int64_t{block} * d + c0) * kBlockRows;
-        Vec sum[kScalars][kVectors];
-        load_rows([&](int m) { return dq + m * kBlockRows; }, sum);
-        multiply_add<false>(s_.slot_k + c0, kRowStride, slot(s_.slot_ds, block, 0), kBlockRows,
-                            slot_count_, sum);
-        store_rows([&](int m) { return dq + m * kBlockRows; }, kScalars, sum);
-      }
+      for (int c0 = 0; c0 < plan_.head_dim; c0 += kScalars) add_to_dq(slots, block, c0);
     }
-    slot_count_ = 0;
+    slots.count = 0;
   }
 
-  // to[key] += sum over rows of weight[slot][row] * from[row] for the kScalars slots from `first`.
-  void add_to_keys(int first, float* weight, const float* from, float* to) {
-    const int used = std::min(kScalars, slot_count_ - first);
+  // The row blocks in which a query sees one of the slots [begin, end).
+  struct Blocks {
+    int first, end;
+  };
+  Blocks blocks_of(const Slots& slots, int begin, int end) const {
+    return {*std::min_element(slots.first_block + begin, slots.first_block + end),
+            *std::max_element(slots.end_block + begin, slots.end_block + end)};
+  }
+
+  // to[key] += sum over rows of weight[slot][row] * from[row] for the kScalars slots from `begin`.
+  void add_to_keys(const Slots& slots, float* weight, int begin, const float* from, float* to) {
+    const int used = std::min(kScalars, slots.count - begin);
+    const Blocks blocks = blocks_of(slots, begin, begin + used);
     for (int piece = 0; piece < plan_.pieces; ++piece) {
       // Slots past the last one hold old numbers: summed with the others, but not stored.
       const auto target = [&](int m) {
-        const int32_t j = slot_key_[first + std::min(m, used - 1)];
+        const int32_t j = slots.key[begin + std::min(m, used - 1)];
         return to + int64_t{j} * plan_.width() + piece * kBlockRows;
       };
       Vec sum[kScalars][kVectors];
       load_rows(target, sum);
-      for (int block = 0; block < plan_.blocks; ++block) {
-        multiply_add<true>(slot(weight, block, first), kBlockRows,
+      for (int block = blocks.first; block < blocks.end; ++block) {
+        multiply_add<true>(slots.at(weight, block, begin), kBlockRows,
                            from + (int64_t{piece} * plan_.rows + block * kBlockRows) * kBlockRows,
                            kBlockRows, kBlockRows, sum);
       }
       store_rows(target, used, sum);
     }
+  }
+
+  void add_to_dq(const Slots& slots, int block, int c0) {
+    float* dq = s_.dq_columns + (int64_t{block} * plan_.head_dim + c0) * kBlockRows;
+    const auto target = [&](int m) { return dq + m * kBlockRows; };
+    Vec sum[kScalars][kVectors];
+    load_rows(target, sum);
+    const auto add = [&](int begin, int end) {
+      multiply_add<false>(slots.k + begin * kRowStride + c0, kRowStride,
+                          slots.at(slots.ds, block, begin), kBlockRows, end - begin, sum);
+    };
+    if (&slots == &s_.whole) {
+      add(0, slots.count);
+    } else {
+      for (int begin = 0; begin < slots.count; begin += kGroup) {
+        const int end = std::min(begin + kGroup, slots.count);
+        const Blocks blocks = blocks_of(slots, begin, end);
+        if (block >= blocks.first && block < blocks.end) add(begin, end);
+      }
+    }
+    store_rows(target, kScalars, sum);
   }
 
   void write_dq() {
@@ -447,8 +493,7 @@ class Tile {
 
   Key keys_[kBatch];
   int first_block_[kBatch / kGroup], end_block_[kBatch / kGroup];
-  int group_count_ = 0, slot_count_ = 0;
-  int32_t slot_key_[kSlots];
+  int group_count_ = 0;
 };
 
 // Adds up the parts of one KV head and writes dk, dv and the role sums.
@@ -456,7 +501,7 @@ void write_head(const AttentionBackward& p, const Plan& plan, int head,
                 const std::unique_ptr<Sums>* parts, int part_count) {
   const int b = head / p.kv_heads, kv_head = head % p.kv_heads;
   const int length = length_of(p.lengths, b, p.tokens), width = plan.width();
-  const auto total = hwy::AllocateAligned<float>(width);
+  const auto total = scratch_memory(width);
   const auto write = [&](const auto& sums_of, int t, float factor, void* to,
                          const Strides& stride) {
     for (int c = 0; c < width; c += kLanes) {

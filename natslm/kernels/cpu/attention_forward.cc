@@ -12,7 +12,6 @@
 #define HWY_TARGET_INCLUDE "natslm/kernels/cpu/attention_forward.cc"
 #include <hwy/foreach_target.h>
 // Must come after foreach_target.h.
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -27,6 +26,7 @@
 #include "natslm/base/lifetime.h"
 #include "natslm/kernels/checks.h"
 #include "natslm/kernels/cpu/live_keys.h"
+#include "natslm/kernels/cpu/scratch_memory.h"
 #include "natslm/kernels/cpu/tile_math-inl.h"
 #include "natslm/kernels/element.h"
 
@@ -61,8 +61,7 @@ struct Scratch {
     const int64_t sizes[] = {
         plan.rows * d,       plan.rows * d,  kBatch * kRowStride, kBatch * kRowStride,
         kBatch * kBlockRows, kBlockRows * d, plan.rows,           plan.rows};
-    memory = hwy::AllocateAligned<float>(
-        std::accumulate(std::begin(sizes), std::end(sizes), int64_t{0}));
+    memory = scratch_memory(std::accumulate(std::begin(sizes), std::end(sizes), int64_t{0}));
     float* next = memory.get();
     float** const parts[] = {&q, &out, &k, &v, &score, &row_major, &max, &sum};
     for (int i = 0; i < 8; ++i) {
@@ -71,7 +70,7 @@ struct Scratch {
     }
     position.resize(plan.rows);
   }
-  hwy::AlignedFreeUniquePtr<float[]> memory;
+  ScratchMemory memory;
   float* q;          // [blocks][D][kBlockRows], times query_factor
   float* out;        // [blocks][D][kBlockRows], not yet divided by `sum`
   float* k;          // [kBatch][kRowStride]
