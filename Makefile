@@ -44,7 +44,7 @@ demo: setup
 	@tools/demo build/$(PRESET)/nats-lm $(if $(TEXT),"$(TEXT)")
 
 format: setup
-	@git ls-files -z '*.h' '*.cc' | xargs -0 .venv/bin/clang-format -i
+	@git ls-files -z '*.h' '*.cc' '*.cuh' '*.cu' | xargs -0 .venv/bin/clang-format -i
 
 clean:
 	@rm -rf build

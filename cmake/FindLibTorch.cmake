@@ -2,6 +2,8 @@
 # a folder that holds include/ and lib/). The wheel's own TorchConfig.cmake insists on a CUDA
 # toolkit even for CPU programs, so the imported targets are made here:
 #   torch::c10, torch::cpu   what a CPU program links
+#   torch::cuda              with NATSLM_CUDA: also the GPU libraries. Linking needs none of the other
+#                            nvidia wheels, running does: pip install torch==<version of versions.txt>
 
 set(NATSLM_TORCH_ROOT "" CACHE PATH "folder of the torch package (holds include/ and lib/)")
 if(NOT NATSLM_TORCH_ROOT)
@@ -35,5 +37,15 @@ if(LibTorch_FOUND AND NOT TARGET torch::cpu)
     INTERFACE_LINK_LIBRARIES "torch::c10"
     # The wheel's own run paths reach its neighbours only for itself.
     INTERFACE_LINK_OPTIONS "-Wl,--allow-shlib-undefined")
+endif()
+if(LibTorch_FOUND AND NATSLM_CUDA AND NOT TARGET torch::cuda)
+  find_library(LibTorch_CUDA torch_cuda PATHS "${NATSLM_TORCH_ROOT}/lib" NO_DEFAULT_PATH REQUIRED)
+  find_library(LibTorch_C10_CUDA c10_cuda PATHS "${NATSLM_TORCH_ROOT}/lib" NO_DEFAULT_PATH REQUIRED)
+  mark_as_advanced(LibTorch_CUDA LibTorch_C10_CUDA)
+  add_library(torch::cuda INTERFACE IMPORTED)
+  # torch_cuda registers its kernels when it is loaded; no symbol of it need be used.
+  target_link_libraries(torch::cuda INTERFACE torch::cpu
+    "-Wl,--no-as-needed" "${LibTorch_CUDA}" "${LibTorch_C10_CUDA}" "-Wl,--as-needed")
+  target_include_directories(torch::cuda INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 endif()
 mark_as_advanced(LibTorch_INCLUDE_DIR LibTorch_C10 LibTorch_CPU)

@@ -46,7 +46,10 @@ struct AttentionBackward {
   Strides dq_stride, dk_stride, dv_stride;
   float* role_sums = nullptr;  // [horizon_count, B, Hkv, T]; 0 past a length. A row whose query
                                // sees no key (lse = -inf) adds nothing
-  ParallelFor parallel;
+  ParallelFor parallel;        // CPU backends
+
+  KeyOrder sorted;            // GPU backends, as in attention_forward.h
+  void* workspace = nullptr;  // likewise
 };
 
 namespace reference {
@@ -58,5 +61,18 @@ namespace cpu {
 std::string_view why_not(const AttentionBackward&);
 void run(const AttentionBackward&);
 }  // namespace cpu
+
+// As the GPU backends of attention_forward.h.
+namespace cuda {
+std::string_view why_not(const AttentionBackward&);
+size_t workspace_bytes(const AttentionBackward&);
+void run(const AttentionBackward&, CUstream_st* stream);
+}  // namespace cuda
+
+namespace sm90 {
+std::string_view why_not(const AttentionBackward&);
+size_t workspace_bytes(const AttentionBackward&);
+void run(const AttentionBackward&, CUstream_st* stream);
+}  // namespace sm90
 
 }  // namespace natslm::kernels

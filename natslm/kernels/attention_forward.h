@@ -8,6 +8,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -22,6 +23,20 @@ namespace natslm::kernels {
 // is contiguous; lets [B, T, H, D] memory be used as it is.
 struct Strides {
   int64_t batch = 0, head = 0, token = 0;
+};
+
+// An order of the keys in which what a tile of queries reads is a few contiguous runs (GPU only: a
+// gather into this order is what turns sparsity into time; attention itself does not care about the
+// order of keys). The keys of one (sequence, KV head) form three segments one after the other:
+//   0, 1   positions ascend and `last` never falls;
+//   2      positions ascend and last <= position + reach.
+// roles/ builds it (what lives for ever | until an event | briefly); null: position order.
+struct KeyOrder {
+  static constexpr int kSegments = 3;
+  const int32_t* order = nullptr;  // [B, Hkv, T]: position of the key at each place of the order; a
+                                   // permutation of 0 .. length - 1, unspecified past the length
+  const int32_t* ends = nullptr;   // [B, Hkv, kSegments]: one past the last place of each segment
+  int32_t reach = 0;               // of segment 2, >= 0
 };
 
 struct AttentionForward {
@@ -42,7 +57,11 @@ struct AttentionForward {
   float* lse = nullptr;   // [B, Hq, T] contiguous, natural log of the sum; -inf there
   float* mass = nullptr;  // [B, Hkv, T] or null: sum over queries and the group's heads
                           // of the probability each key received; 0 past a length
-  ParallelFor parallel;
+  ParallelFor parallel;   // CPU backends
+
+  // GPU backends: all pointers above are to device memory, and nothing waits for the device.
+  KeyOrder sorted;            // optional
+  void* workspace = nullptr;  // workspace_bytes(p) bytes, 256-byte aligned; contents do not matter
 };
 
 // q.k and p.v multiply-adds count twice per pair: 4 * D FLOP for each visible pair and query head.
@@ -55,5 +74,20 @@ namespace cpu {
 std::string_view why_not(const AttentionForward&);
 void run(const AttentionForward&);  // the result does not depend on the number of workers
 }  // namespace cpu
+
+// The GPU backends take bfloat16, head sizes 64 and 128, groups of 1 to 8 query heads, rows that
+// are 16-byte aligned. Two runs agree bit for bit. A build without CUDA has them too; why_not says
+// so.
+namespace cuda {  // mma.sync: compute capability 8.0 and up
+std::string_view why_not(const AttentionForward&);
+size_t workspace_bytes(const AttentionForward&);
+void run(const AttentionForward&, CUstream_st* stream);
+}  // namespace cuda
+
+namespace sm90 {  // TMA and wgmma: compute capability 9.0
+std::string_view why_not(const AttentionForward&);
+size_t workspace_bytes(const AttentionForward&);
+void run(const AttentionForward&, CUstream_st* stream);
+}  // namespace sm90
 
 }  // namespace natslm::kernels

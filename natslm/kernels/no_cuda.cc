@@ -1,0 +1,34 @@
+// The GPU backends of a build without CUDA: each says so, so that no caller needs an #ifdef.
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/kernels/attention_backward.h"
+#include "natslm/kernels/attention_forward.h"
+#include "natslm/kernels/checks.h"
+
+namespace natslm::kernels {
+namespace {
+
+constexpr std::string_view kNoCuda = "this build has no CUDA code; build the preset cuda-release";
+
+}  // namespace
+
+#define NATSLM_WITHOUT_CUDA(backend, Params)     \
+  namespace backend {                            \
+  std::string_view why_not(const Params&) {      \
+    return kNoCuda;                              \
+  }                                              \
+  size_t workspace_bytes(const Params&) {        \
+    return 0;                                    \
+  }                                              \
+  void run(const Params&, CUstream_st*) {        \
+    fail("attention (" #backend "): ", kNoCuda); \
+  }                                              \
+  }
+
+NATSLM_WITHOUT_CUDA(cuda, AttentionForward)
+NATSLM_WITHOUT_CUDA(sm90, AttentionForward)
+NATSLM_WITHOUT_CUDA(cuda, AttentionBackward)
+NATSLM_WITHOUT_CUDA(sm90, AttentionBackward)
+
+#undef NATSLM_WITHOUT_CUDA
+
+}  // namespace natslm::kernels
