@@ -37,6 +37,7 @@ namespace natslm::kernels::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
+constexpr int kTileRows = 128;      // see tile_of
 constexpr int kBatch = 64;          // keys walked over together
 constexpr int kSlots = 2 * kBatch;  // room for live keys: worked off as soon as kBatch are in use
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -45,7 +46,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Plan {
   explicit Plan(const AttentionBackward& p)
       : group(p.q_heads / p.kv_heads),
-        tile(tile_of(group)),
+        tile(tile_of(group, kTileRows)),
         blocks(tile * group / kBlockRows),
         rows(tile * group),
         head_dim(p.head_dim),
@@ -528,13 +529,16 @@ void write_head(const AttentionBackward& p, const Plan& plan, int head,
   }
 }
 
-// Enough tasks for any small number of workers, unless their sums would take too much memory.
+// Enough tasks for any small number of workers, and an even number of them for an odd number of
+// heads (15 equal tasks keep two workers busy for the time of 16), unless their sums would take too
+// much memory.
 int part_count_of(const AttentionBackward& p, const Plan& plan) {
   const int64_t heads = std::max(p.batch * p.kv_heads, 1);
   const int64_t tiles = std::max((p.tokens + plan.tile - 1) / plan.tile, 1);
   const int64_t bytes = std::max<int64_t>(2 * sizeof(float) * p.tokens * plan.width() * heads, 1);
   const int64_t affordable = (int64_t{512} << 20) / bytes;
-  return static_cast<int>(std::clamp<int64_t>(std::min(16 / heads, affordable), 1, tiles));
+  const int64_t wanted = heads < 16 ? (16 / heads + 1) / 2 * 2 : 1;
+  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, affordable), 1, tiles));
 }
 
 void run_vectors(const AttentionBackward& p) {

@@ -35,6 +35,7 @@ namespace natslm::kernels::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
+constexpr int kTileRows = 192;
 constexpr int kBatch = 64;  // keys packed together: with their values 32 KB at 64 channels
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -43,7 +44,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Plan {
   explicit Plan(const AttentionForward& p)
       : group(p.q_heads / p.kv_heads),
-        tile(tile_of(group)),
+        tile(tile_of(group, kTileRows)),
         blocks(tile * group / kBlockRows),
         rows(tile * group),
         head_dim(p.head_dim),
@@ -127,13 +128,15 @@ class Tile {
       read_keys(begin, /*with_values=*/false);
       for (int block = 0; block < plan_.blocks; ++block) {
         score(block);
-        const Vec lse0 = hn::Load(kFloats, s_.max + block * kBlockRows);
-        const Vec lse1 = hn::Load(kFloats, s_.max + block * kBlockRows + kLanes);
+        const float* lse = s_.max + block * kBlockRows;
         for (int slot = 0; slot < active_count_; ++slot) {
           const KeyGroup& group = groups_[active_[slot]];
           for (int m = 0; m < kGroup; ++m) {
             const float* s = s_.score + (slot * kGroup + m) * kBlockRows;
-            const Vec w = hn::Add(weight(s, lse0), weight(s + kLanes, lse1));
+            Vec w = hn::Zero(kFloats);
+            for (int n = 0; n < kBlockRows; n += kLanes) {
+              w = hn::Add(w, weight(s + n, hn::Load(kFloats, lse + n)));
+            }
             if (group.key[m] != kForever)
               mass[group.key[m]] += hn::GetLane(hn::SumOfLanes(kFloats, w));
           }

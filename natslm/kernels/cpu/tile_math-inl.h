@@ -31,9 +31,9 @@ using Vec = hn::Vec<Floats>;
 constexpr Floats kFloats;
 constexpr Ints kInts;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
-// Two vectors of rows times eight (four where there are only 16 registers) broadcast scalars:
-// enough independent sums to hide the latency of a multiply-add.
-constexpr int kVectors = 2;
+// Vectors of rows times broadcast scalars: enough independent sums to hide the latency of a
+// multiply-add, and as few loads for each as the registers (32, or 16) allow.
+constexpr int kVectors = kLanes == 16 ? 2 : 3;
 constexpr int kBlockRows = kVectors * kLanes;
 constexpr int kGroup = 8;  // keys, or channels, that are computed together
 constexpr int kScalars = kLanes == 16 ? 8 : 4;
@@ -44,11 +44,10 @@ static_assert(kGroup % kScalars == 0);
 constexpr int64_t kRowStride = 256 + 16;
 
 // Queries a tile takes when `group` query heads share a KV head: as few as fill whole blocks of
-// rows, but at least kTileRows rows, so that packing a key is cheap beside using it.
-constexpr int kTileRows = 128;
-constexpr int tile_of(int group) {
+// rows, but at least `min_rows` rows, so that packing a key is cheap beside using it.
+constexpr int tile_of(int group, int min_rows) {
   const int step = kBlockRows / std::gcd(kBlockRows, group);
-  return (kTileRows + group * step - 1) / (group * step) * step;
+  return (min_rows + group * step - 1) / (group * step) * step;
 }
 
 // Adding it to x leaves round(x) + 127 in the low bits: the biased exponent of a float.
