@@ -1,0 +1,160 @@
+// Sums over queries for every key, without gradients: attention mass, and role sums over all causal
+// pairs.
+//
+//   mass:      sum over i of exp(s_ij - lse_i)                              up to last_j
+//   role sums: sum over i of min(exp(s_ij - lse_i), 1) (dout_i . v_j - delta_i)   up to a horizon
+//
+// A warp keeps its keys and values as A fragments in registers; only queries stream through shared
+// memory.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "natslm/kernels/cuda/key_parallel.cuh"
+
+namespace natslm::kernels::cuda {
+
+template <int kHeadDim>
+struct ColumnSumsConfig {
+  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kKeys = kWarps * kKeysOfWarp;
+  static constexpr int kStages = 2;
+  static constexpr int kBlocksPerSm = kHeadDim == 64 ? 3 : 2;
+  // Queries whose scores are in registers at a time.
+  static constexpr int kStep = 32;
+
+  struct Shared {
+    QueryStage<kHeadDim> stage[kStages];  // at first keys, then values
+    KeyTable<kKeys> table;
+  };
+  static_assert(kKeys == 2 * kQueriesOfTile);
+};
+
+struct ColumnSumsArgs {
+  KeySource keys;
+  QuerySource queries;
+  int32_t spans, heads_together;
+  float scale;
+  float limit;  // of exp(s - lse): 1, or infinity
+  int32_t horizon_count;
+  const int32_t* horizons;  // [horizon_count, B, Hkv, T]
+  float* sums;              // likewise
+};
+
+// The A fragments of a warp's 32 rows of an array [rows][D] that has been copied to `tile`.
+template <int kHeadDim>
+__device__ inline void load_fragments(uint32_t (&to)[2][kHeadDim / 16][4], uint32_t rows) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int d = 0; d < kHeadDim / 16; ++d) {
+      load_matrices(to[m][d], (rows ^ (d << 5)) + m * 16 * kRowBytes<kHeadDim>);
+    }
+  }
+}
+
+// kDifference: with the second factor (role sums).
+template <int kHeadDim, bool kDifference>
+__global__ __launch_bounds__(
+    ColumnSumsConfig<kHeadDim>::kThreads,
+    ColumnSumsConfig<kHeadDim>::kBlocksPerSm) void column_sums_kernel(const __grid_constant__
+                                                                          ColumnSumsArgs a) {
+  using Config = ColumnSumsConfig<kHeadDim>;
+  constexpr int kStep = Config::kStep, kN = kStep / 8;
+  auto& shared = *reinterpret_cast<typename Config::Shared*>(block_memory());
+  const int thread = threadIdx.x, lane = thread % kWarpSize;
+  const int first_key = thread / kWarpSize * kKeysOfWarp;
+
+  const KeyBlock block = key_block(a.keys, a.spans, a.heads_together, Config::kKeys);
+  if (block.span.past_length) {
+    const int64_t plane = int64_t{a.keys.batch} * a.keys.kv_heads * a.keys.tokens;
+    for (int32_t j = block.span.begin + thread; j < block.span.end; j += Config::kThreads) {
+      for (int h = 0; h < a.horizon_count; ++h) {
+        a.sums[h * plane + block.head * a.keys.tokens + j] = 0;
+      }
+    }
+    return;
+  }
+
+  const KeyHead head = key_head(a.keys, block.batch, block.kv_head);
+  const auto copy_span = [&](uint32_t to, const BFloat16* from, int64_t step) {
+    copy_tile_async<kHeadDim, Config::kKeys, Config::kThreads>(to, thread, from, [&](int row) {
+      const int32_t place = block.span.begin + row;
+      return place < block.span.end ? from + place * step : nullptr;
+    });
+  };
+  // A stage's q and dout lie side by side and hold a span of keys.
+  copy_span(shared_address(shared.stage[0].q), head.k, head.k_step);
+  if (kDifference) copy_span(shared_address(shared.stage[1].q), head.v, head.v_step);
+  shared.table.fill(a.keys, block, a.horizons, a.horizon_count, thread, Config::kThreads);
+  wait_for_copies();
+  __syncthreads();
+  const uint32_t rows = first_key * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
+  uint32_t k[2][kHeadDim / 16][4], v[2][kHeadDim / 16][4];
+  load_fragments<kHeadDim>(k, shared_address(shared.stage[0].q) + rows);
+  if (kDifference) load_fragments<kHeadDim>(v, shared_address(shared.stage[1].q) + rows);
+  const KeyBounds mine = shared.table.template bounds<1>(first_key, lane, a.horizon_count);
+  const KeyBounds all = shared.table.template bounds<Config::kWarps>(0, lane, a.horizon_count);
+  __syncthreads();  // the stages are free
+
+  QueryWalk walk(all.first, all.max_horizon, a.queries.group);
+  const auto copy_queries = [&](int stage) {
+    copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries, block,
+                                                      walk, a.keys.tokens);
+  };
+  if (!walk.done()) copy_queries(0);
+
+  const float scale = a.scale * kLog2E;
+  HorizonSums sums;
+  for (int stage = 0; !walk.done(); stage ^= 1) {
+    wait_for_copies();
+    __syncthreads();  // this tile is there, and nobody reads the last one any more
+    const int32_t q0 = walk.position();
+    walk.next();
+    if (!walk.done()) copy_queries(stage ^ 1);
+    const Reach reach = reach_of(shared.table, mine, first_key, lane, a.horizon_count, q0);
+    if (reach == Reach::kNone) continue;
+
+    const QueryStage<kHeadDim>& tile = shared.stage[stage];
+    const uint32_t columns = by_columns<kHeadDim>(lane);
+#pragma unroll 1
+    for (int step = 0; step < kQueriesOfTile; step += kStep) {
+      const uint32_t offset = step * kRowBytes<kHeadDim> + columns;
+      float g[2][kN][4];
+      clear(g);
+      multiply_channels<kHeadDim>(g, k, shared_address(tile.q) + offset);
+      float difference[2][kN][4];
+      if (kDifference) {
+        clear(difference);
+        multiply_channels<kHeadDim>(difference, v, shared_address(tile.dout) + offset);
+      }
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        const int column = step + n * 8 + lane % 4 * 2;
+        const float2 lse = *reinterpret_cast<const float2*>(&tile.lse[column]);
+        float2 delta{};
+        if (kDifference) delta = *reinterpret_cast<const float2*>(&tile.delta[column]);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+#pragma unroll
+          for (int x = 0; x < 4; ++x) {
+            const float factor = power_of_2(fmaf(g[m][n][x], scale, x % 2 ? -lse.y : -lse.x));
+            g[m][n][x] = fminf(factor, a.limit);
+            if (kDifference) g[m][n][x] *= difference[m][n][x] - (x % 2 ? delta.y : delta.x);
+          }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        if (reach == Reach::kCut) {
+          add_to_sums<true>(sums, g[m], m, shared.table, first_key, lane, a.horizon_count,
+                            q0 + step);
+        } else {
+          add_to_sums<false>(sums, g[m], m, shared.table, first_key, lane, a.horizon_count,
+                             q0 + step);
+        }
+      }
+    }
+  }
+  sums.write(a.sums, shared.table, first_key, lane, a.horizon_count, a.keys, block.head);
+}
+
+}  // namespace natslm::kernels::cuda
