@@ -22,15 +22,15 @@ int32_t tile_queries(const AttentionBackward& p) {
 
 // The key plan, and behind it the terms of the rows.
 struct Workspace {
-  size_t octaves, delta, role_octaves, bytes;
+  size_t safe_lse, delta, safe_role_lse, bytes;
 };
 Workspace layout(const AttentionBackward& p) {
   const size_t rows = aligned_bytes(query_rows(p) * sizeof(float));
   Workspace w;
-  w.octaves = aligned_bytes(key_plan_bytes(p, tile_queries(p)));
-  w.delta = w.octaves + rows;
-  w.role_octaves = w.delta + rows;
-  w.bytes = w.role_octaves + (p.role_lse ? rows : 0);
+  w.safe_lse = aligned_bytes(key_plan_bytes(p, tile_queries(p)));
+  w.delta = w.safe_lse + rows;
+  w.safe_role_lse = w.delta + rows;
+  w.bytes = w.safe_role_lse + (p.role_lse ? rows : 0);
   return w;
 }
 
@@ -111,8 +111,8 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
   rows.q_heads = p.q_heads;
   rows.tokens = p.tokens;
   rows.rows = query_rows(p);
-  rows.octaves = view(at.octaves);
-  rows.role_octaves = p.role_lse ? view(at.role_octaves) : nullptr;
+  rows.safe_lse = view(at.safe_lse);
+  rows.safe_role_lse = p.role_lse ? view(at.safe_role_lse) : nullptr;
   rows.delta = view(at.delta);
   launch_row_terms<kHeadDim>(kName, rows, stream);
 
@@ -120,7 +120,7 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
                             static_cast<const BFloat16*>(p.dout),
                             p.q_stride,
                             p.dout_stride,
-                            {rows.octaves, rows.delta},
+                            {rows.safe_lse, rows.delta},
                             p.q_heads / p.kv_heads};
   // In position order scores and differences of all pairs are at hand anyway, as long as the role
   // sums have the same normaliser.
@@ -128,7 +128,7 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
   launch_key_gradient<kHeadDim>(p, plan.keys, queries, one_pass, stream);
   if (p.horizon_count > 0 && !one_pass) {
     QuerySource for_roles = queries;
-    if (p.role_lse) for_roles.terms.lse = rows.role_octaves;
+    if (p.role_lse) for_roles.terms.lse = rows.safe_role_lse;
     launch_role_sums<kHeadDim>(p, for_roles, stream);
   }
   launch_query_gradient<kHeadDim>(p, plan, queries, stream);

@@ -87,7 +87,7 @@ __device__ inline void gather_dv(float (&dv)[2][kHeadDim / 8][4], uint32_t k,
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int x = 0; x < 4; ++x) {
-        weight[m][n][x] = power_of_2(fmaf(weight[m][n][x], scale, x % 2 ? -lse.y : -lse.x));
+        weight[m][n][x] = probability(weight[m][n][x], scale, x % 2 ? lse.y : lse.x);
       }
       factor[m][n][lane] =
           make_float4(weight[m][n][0], weight[m][n][1], weight[m][n][2], weight[m][n][3]);
@@ -250,7 +250,6 @@ __global__ __launch_bounds__(
 
   const uint32_t rows = first_key * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
   const uint32_t my_keys = shared_address(weighs ? shared.k : shared.v) + rows;
-  const float scale = a.scale * kLog2E;
   float gradient[2][kHeadDim / 8][4];
   clear(gradient);
   HorizonSums sums;
@@ -269,7 +268,7 @@ __global__ __launch_bounds__(
     if (now.idle()) continue;
     if (weighs) {
       gather_dv<kHeadDim>(gradient, my_keys, shared.stage[stage], shared.factor[pair], shared.table,
-                          first_key, lane, now, scale, 1 + pair);
+                          first_key, lane, now, a.scale, 1 + pair);
     } else {
       gather_dk<kHeadDim>(gradient, sums, my_keys, shared.stage[stage], shared.factor[pair],
                           shared.table, first_key, lane, now, a, 1 + pair);

@@ -82,7 +82,6 @@ __global__ __launch_bounds__(
     }
     const uint32_t rows = first_row * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
     const uint32_t columns = by_columns<kHeadDim>(lane);
-    const float scale = a.scale * kLog2E;
     for (int stage = 0; more; stage ^= 1) {
       wait_for_copies();
       __syncthreads();  // this tile is there, and nobody reads the last one any more
@@ -103,7 +102,7 @@ __global__ __launch_bounds__(
         for (int n = 0; n < kN; ++n) {
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
-            const float p = power_of_2(fmaf(weight[m][n][x], scale, -lse[m][x / 2]));
+            const float p = probability(weight[m][n][x], a.scale, lse[m][x / 2]);
             ds[m][n][x] = p * (ds[m][n][x] - delta[m][x / 2]);
           }
         }

@@ -36,7 +36,7 @@ void launch_forward(const AttentionForward& p, const KeyPlan& plan, CUstream_st*
 
 // Replays the scores with the log-sum-exp that the forward pass has written.
 template <int kHeadDim>
-void launch_mass(const AttentionForward& p, const KeySource& keys, float* octaves,
+void launch_mass(const AttentionForward& p, const KeySource& keys, float* safe_lse,
                  CUstream_st* stream) {
   using Config = ColumnSumsConfig<kHeadDim>;
   RowTermsArgs rows{};
@@ -45,7 +45,7 @@ void launch_mass(const AttentionForward& p, const KeySource& keys, float* octave
   rows.q_heads = p.q_heads;
   rows.tokens = p.tokens;
   rows.rows = query_rows(p);
-  rows.octaves = octaves;
+  rows.safe_lse = safe_lse;
   launch_row_terms<kHeadDim>(kName, rows, stream);
 
   const int32_t group = p.q_heads / p.kv_heads;
@@ -53,7 +53,7 @@ void launch_mass(const AttentionForward& p, const KeySource& keys, float* octave
   ColumnSumsArgs args{};
   args.keys = keys;
   args.queries = {
-      static_cast<const BFloat16*>(p.q), nullptr, p.q_stride, {}, {octaves, nullptr}, group};
+      static_cast<const BFloat16*>(p.q), nullptr, p.q_stride, {}, {safe_lse, nullptr}, group};
   args.spans = key_span_count(p.tokens, Config::kKeys);
   args.heads_together = heads_together(heads, int64_t{group + 1} * p.tokens * kRowBytes<kHeadDim>);
   args.scale = p.scale;
@@ -83,9 +83,9 @@ void run(const AttentionForward& p, CUstream_st* stream) {
   with_head_dim(p.head_dim, [&]<int kHeadDim>() {
     launch_forward<kHeadDim>(p, plan, stream);
     if (!p.mass) return;
-    const size_t octaves = aligned_bytes(key_plan_bytes(p, tile_queries(p)));
+    const size_t safe_lse = aligned_bytes(key_plan_bytes(p, tile_queries(p)));
     launch_mass<kHeadDim>(p, plan.keys,
-                          reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + octaves),
+                          reinterpret_cast<float*>(static_cast<uint8_t*>(p.workspace) + safe_lse),
                           stream);
   });
 }

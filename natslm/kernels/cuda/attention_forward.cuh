@@ -82,7 +82,7 @@ struct OnlineSoftmax {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float r = reference[m][half];
-        const float shift = r == -kInfinity ? 0 : -r * scale;
+        const float shift = r == -kInfinity ? 0 : -(r * scale);
         float added = 0;
 #pragma unroll
         for (int n = 0; n < kN; ++n) {
@@ -95,6 +95,16 @@ struct OnlineSoftmax {
         sum[m][half] += added;
       }
     }
+  }
+
+  // Natural log of the row's sum of exp(score). octave_scale: what weigh() was given. Its shift was
+  // a rounded product, by which all weights of the row are wrong alike: out does not notice, and
+  // here it is put right, so that the result is rounded as if scores had been subtracted.
+  __device__ float log_sum(int m, int half, float scale, float octave_scale) const {
+    constexpr float kLn2 = 0.6931471805599453f;
+    const float r = reference[m][half];
+    const float too_much = fmaf(-r, octave_scale, r * octave_scale);
+    return fmaf(r, scale, fmaf(too_much, kLn2, logf(sum[m][half])));
   }
 
   // Adds up what the four lanes of a row have.
@@ -225,8 +235,7 @@ __global__ __launch_bounds__(
         for (int x = 2 * half; x < 2 * half + 2; ++x) out[m][d][x] = seen ? out[m][d][x] * norm : 0;
       }
       if (lane % 4 == 0 && tile.has_output(row)) {
-        a.lse[tile.flat(row)] =
-            seen ? softmax.reference[m][half] * a.scale + logf(sum) : -kInfinity;
+        a.lse[tile.flat(row)] = seen ? softmax.log_sum(m, half, a.scale, scale) : -kInfinity;
       }
     }
   }

@@ -102,7 +102,6 @@ __global__ __launch_bounds__(
   };
   if (!walk.done()) copy_queries(0);
 
-  const float scale = a.scale * kLog2E;
   HorizonSums sums;
   for (int stage = 0; !walk.done(); stage ^= 1) {
     wait_for_copies();
@@ -136,7 +135,7 @@ __global__ __launch_bounds__(
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
-            const float factor = power_of_2(fmaf(g[m][n][x], scale, x % 2 ? -lse.y : -lse.x));
+            const float factor = probability(g[m][n][x], a.scale, x % 2 ? lse.y : lse.x);
             g[m][n][x] = fminf(factor, a.limit);
             if (kDifference) g[m][n][x] *= difference[m][n][x] - (x % 2 ? delta.y : delta.x);
           }

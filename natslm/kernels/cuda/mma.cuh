@@ -97,6 +97,13 @@ __device__ inline float power_of_2(float x) {
   return y;
 }
 
+// exp(scale * score - lse), the probability of a pair from the stored log-sum-exp. The difference
+// is rounded once, so that it is as exact as the scores however large they are; folding the change
+// of base into the scale would cost one instruction less and be wrong by 2^-24 of the *scores*.
+__device__ inline float probability(float score, float scale, float lse) {
+  return power_of_2(fmaf(score, scale, -lse) * kLog2E);
+}
+
 // ---- Tiles --------------------------------------------------------------------------------------
 
 template <int kHeadDim>

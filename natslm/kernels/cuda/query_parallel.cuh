@@ -14,7 +14,7 @@ namespace natslm::kernels::cuda {
 
 // A number per query, prepared for the kernels (row_terms.cuh): [B, Hq, T].
 struct RowTerms {
-  const float* lse;    // in octaves: log2 of the sum; +inf where a query sees no key
+  const float* lse;    // natural, and +inf where a query sees no key
   const float* delta;  // dout . out; null if not wanted
 };
 

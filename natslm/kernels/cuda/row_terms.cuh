@@ -1,5 +1,5 @@
-// The numbers per query that the backward kernels and the attention mass start from: log-sum-exp in
-// octaves, and delta = dout . out.
+// The numbers per query that the backward kernels and the attention mass start from: log-sum-exp,
+// safe for every row, and delta = dout . out.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -19,7 +19,7 @@ struct RowTermsArgs {
   int64_t rows;  // B * Hq * T
   // [B, Hq, T]. A query that sees no key or is past its length gets +inf and +inf, so that every
   // factor exp(s - lse) of it is 0, and 0.
-  float *octaves, *role_octaves, *delta;
+  float *safe_lse, *safe_role_lse, *delta;
 };
 
 // Sum of the products of two times 8 bf16 numbers.
@@ -61,8 +61,8 @@ __global__ __launch_bounds__(kRowTermsThreads) void row_terms_kernel(
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) delta += __shfl_xor_sync(~0u, delta, step);
   if (!exists || lane != 0) return;
-  a.octaves[row] = sees_keys ? lse * kLog2E : kInfinity;
-  if (a.role_lse) a.role_octaves[row] = sees_keys ? a.role_lse[row] * kLog2E : kInfinity;
+  a.safe_lse[row] = sees_keys ? lse : kInfinity;
+  if (a.role_lse) a.safe_role_lse[row] = sees_keys ? a.role_lse[row] : kInfinity;
   if (a.dout) a.delta[row] = delta;
 }
 
