@@ -26,6 +26,20 @@ if(NATSLM_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
 
+
+# For host code that calls the runtime. Static, as nvcc links it: a program without LibTorch then runs
+# wherever there is a driver.
+get_filename_component(toolkit_root "${CMAKE_CUDA_COMPILER}" DIRECTORY)
+get_filename_component(toolkit_root "${toolkit_root}" DIRECTORY)
+find_library(NATSLM_CUDA_RUNTIME cudart_static REQUIRED
+  PATHS ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES} ${toolkit_root}/lib64 ${toolkit_root}/lib NO_DEFAULT_PATH)
+mark_as_advanced(NATSLM_NVCC NATSLM_CUDA_RUNTIME)
+add_library(natslm_cuda_runtime INTERFACE)
+target_include_directories(natslm_cuda_runtime SYSTEM INTERFACE
+  "$<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>")
+target_link_libraries(natslm_cuda_runtime INTERFACE "${NATSLM_CUDA_RUNTIME}" dl rt)
+install(TARGETS natslm_cuda_runtime EXPORT natslmTargets)
+
 # natslm_cuda_architectures(ARCHITECTURES SOURCES...): what a folder's .cu files are compiled for, e.g.
 # "80-virtual;90a-real" (virtual: PTX, which newer chips compile at start). Other files are left alone.
 function(natslm_cuda_architectures architectures)

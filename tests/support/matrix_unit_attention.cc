@@ -1,0 +1,180 @@
+// The yardstick of kernels that multiply on matrix units; see device_attention.h.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "natslm/base/lifetime.h"
+#include "natslm/kernels/element.h"
+#include "tests/support/device_attention.h"
+
+namespace natslm::test {
+namespace {
+
+using namespace kernels;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+float bf16(float x) {
+  return static_cast<float>(BFloat16(x));
+}
+
+// Toward zero.
+float cut(double x) {
+  const float near = static_cast<float>(x);
+  return std::abs(static_cast<double>(near)) > std::abs(x) ? std::nextafter(near, 0.0f) : near;
+}
+
+// [length, D] of one head.
+std::vector<float> read(const void* array, DType dtype, const Strides& stride, int b, int head,
+                        int length, int head_dim) {
+  std::vector<float> m(int64_t{length} * head_dim);
+  for (int t = 0; t < length; ++t) {
+    const int64_t from = row(stride, b, head, t);
+    for (int c = 0; c < head_dim; ++c) {
+      m[int64_t{t} * head_dim + c] = static_cast<float>(load(array, dtype, from + c));
+    }
+  }
+  return m;
+}
+
+// Rows that `m` does not hold become 0.
+void write(const std::vector<float>& m, void* array, DType dtype, const Strides& stride, int b,
+           int head, int tokens, int head_dim, float factor) {
+  for (int t = 0; t < tokens; ++t) {
+    const int64_t to = row(stride, b, head, t);
+    for (int c = 0; c < head_dim; ++c) {
+      const size_t from = size_t(t) * head_dim + c;
+      store(array, dtype, to + c, from < m.size() ? factor * m[from] : 0);
+    }
+  }
+}
+
+void add(float* to, float factor, const float* from, int n) {
+  for (int c = 0; c < n; ++c) to[c] += factor * from[c];
+}
+
+void forward_of_head(const AttentionForward& p, int b, int head) {
+  const int d = p.head_dim, kv = head / (p.q_heads / p.kv_heads);
+  const int length = length_of(p.lengths, b, p.tokens);
+  const int64_t kv_row = (int64_t{b} * p.kv_heads + kv) * p.tokens;
+  const int32_t* last = p.last + kv_row;
+  const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d);
+  const auto k = read(p.k, p.dtype, p.k_stride, b, kv, length, d);
+  const auto v = read(p.v, p.dtype, p.v_stride, b, kv, length, d);
+  std::vector<float> out(q.size(), 0.0f), score(length);
+  float* lse = p.lse + (int64_t{b} * p.q_heads + head) * p.tokens;
+  std::fill_n(lse, p.tokens, -kInfinity);
+  for (int64_t i = 0; i < length; ++i) {
+    float largest = -kInfinity, sum = 0;
+    for (int64_t j = 0; j <= i; ++j) {
+      if (!visible(i, j, last[j])) continue;
+      score[j] = p.scale * matrix_unit_dot(&q[i * d], &k[j * d], d);
+      largest = std::max(largest, score[j]);
+    }
+    for (int64_t j = 0; j <= i; ++j) {
+      if (!visible(i, j, last[j])) continue;
+      const float probability = std::exp(score[j] - largest);
+      sum += probability;
+      add(&out[i * d], bf16(probability), &v[j * d], d);
+    }
+    if (sum > 0) lse[i] = largest + std::log(sum);
+    for (int c = 0; c < d; ++c) out[i * d + c] *= sum > 0 ? 1 / sum : 0;
+    for (int64_t j = 0; p.mass && j <= i; ++j) {
+      if (visible(i, j, last[j])) p.mass[kv_row + j] += std::exp(score[j] - lse[i]);
+    }
+  }
+  write(out, p.out, p.dtype, p.out_stride, b, head, p.tokens, d, 1);
+}
+
+void backward_of_group(const AttentionBackward& p, int b, int kv) {
+  const int length = length_of(p.lengths, b, p.tokens), d = p.head_dim;
+  const int group = p.q_heads / p.kv_heads;
+  const int64_t kv_row = (int64_t{b} * p.kv_heads + kv) * p.tokens;
+  const int64_t plane = int64_t{p.batch} * p.kv_heads * p.tokens;
+  const int32_t* last = p.last + kv_row;
+  const auto k = read(p.k, p.dtype, p.k_stride, b, kv, length, d);
+  const auto v = read(p.v, p.dtype, p.v_stride, b, kv, length, d);
+  std::vector<float> dk(k.size(), 0.0f), dv(v.size(), 0.0f);
+  for (int h = 0; h < p.horizon_count; ++h) {
+    std::fill_n(p.role_sums + h * plane + kv_row, p.tokens, 0.0f);
+  }
+  for (int head = kv * group; head < (kv + 1) * group; ++head) {
+    const auto q = read(p.q, p.dtype, p.q_stride, b, head, length, d);
+    const auto out = read(p.out, p.dtype, p.out_stride, b, head, length, d);
+    const auto dout = read(p.dout, p.dtype, p.dout_stride, b, head, length, d);
+    const int64_t q_row = (int64_t{b} * p.q_heads + head) * p.tokens;
+    std::vector<float> dq(q.size(), 0.0f);
+    for (int64_t i = 0; i < length; ++i) {
+      const float lse = p.lse[q_row + i];
+      const float role_lse = p.role_lse ? p.role_lse[q_row + i] : lse;
+      if (std::isinf(lse) && lse < 0) continue;
+      float delta = 0;
+      for (int c = 0; c < d; ++c) delta += dout[i * d + c] * out[i * d + c];
+      for (int64_t j = 0; j <= i; ++j) {
+        const bool seen = visible(i, j, last[j]);
+        if (!seen && p.horizon_count == 0) continue;
+        const float s = p.scale * matrix_unit_dot(&q[i * d], &k[j * d], d);
+        const float difference = matrix_unit_dot(&dout[i * d], &v[j * d], d) - delta;
+        if (seen) {
+          const float probability = std::exp(s - lse), ds = bf16(probability * difference);
+          add(&dv[j * d], bf16(probability), &dout[i * d], d);
+          add(&dq[i * d], ds, &k[j * d], d);
+          add(&dk[j * d], ds, &q[i * d], d);
+        }
+        if (p.horizon_count == 0) continue;
+        const float factor = std::exp(s - role_lse);
+        const float g = (p.limit_factor ? std::min(factor, 1.0f) : factor) * difference;
+        for (int h = 0; h < p.horizon_count; ++h) {
+          const int64_t at = h * plane + kv_row + j;
+          if (i <= p.horizons[at]) p.role_sums[at] += g;
+        }
+      }
+    }
+    write(dq, p.dq, p.dtype, p.dq_stride, b, head, p.tokens, d, p.scale);
+  }
+  write(dk, p.dk, p.dtype, p.dk_stride, b, kv, p.tokens, d, p.scale);
+  write(dv, p.dv, p.dtype, p.dv_stride, b, kv, p.tokens, d, 1);
+}
+
+}  // namespace
+
+float matrix_unit_dot(const float* a, const float* b, int n) {
+  constexpr int kPairs = 16;     // multiplied and added at once
+  constexpr int kFraction = 24;  // bits kept below the largest exponent
+  float sum = 0;
+  for (int begin = 0; begin < n; begin += kPairs) {
+    float term[kPairs + 1] = {sum};
+    const int pairs = std::min(kPairs, n - begin);
+    uint32_t exponent = 0;
+    for (int c = 0; c < pairs; ++c) term[1 + c] = a[begin + c] * b[begin + c];  // exact from bf16
+    for (const float t : term) {
+      exponent = std::max(exponent, std::bit_cast<uint32_t>(t) & 0x7f800000u);
+    }
+    if (exponent == 0) continue;
+    // 2^(largest exponent - kFraction), by its bits as a double.
+    const double unit =
+        std::bit_cast<double>((uint64_t{exponent >> 23} + (1023 - 127 - kFraction)) << 52);
+    int64_t total = 0;
+    for (const float t : term) total += static_cast<int64_t>(t * (1 / unit));
+    sum = cut(static_cast<double>(total) * unit);
+  }
+  return sum;
+}
+
+void matrix_unit_forward(const AttentionForward& p) {
+  if (p.mass) std::fill_n(p.mass, int64_t{p.batch} * p.kv_heads * p.tokens, 0.0f);
+  for (int b = 0; b < p.batch; ++b) {
+    for (int head = 0; head < p.q_heads; ++head) forward_of_head(p, b, head);
+  }
+}
+
+void matrix_unit_backward(const AttentionBackward& p) {
+  for (int b = 0; b < p.batch; ++b) {
+    for (int kv = 0; kv < p.kv_heads; ++kv) backward_of_group(p, b, kv);
+  }
+}
+
+}  // namespace natslm::test
