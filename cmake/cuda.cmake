@@ -1,17 +1,13 @@
 # The CUDA compiler: on PATH, in /usr/local/cuda, or the wheels that `make cuda` puts into .venv.
 # Everything here compiles and links on a machine without a GPU.
 if(NOT CMAKE_CUDA_COMPILER)
-  file(GLOB wheel_nvcc "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc")
-  find_program(NATSLM_NVCC nvcc PATHS ${wheel_nvcc} /usr/local/cuda/bin)
-  if(NOT NATSLM_NVCC AND wheel_nvcc)
-    list(GET wheel_nvcc 0 NATSLM_NVCC)
+  execute_process(COMMAND ${CMAKE_SOURCE_DIR}/tools/find_nvcc OUTPUT_VARIABLE nvcc OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(NOT nvcc)
+    message(FATAL_ERROR "NATSLM_CUDA is on and there is no nvcc 13 or later: run 'make cuda', or put one on PATH")
   endif()
-  if(NOT NATSLM_NVCC)
-    message(FATAL_ERROR "NATSLM_CUDA is on and there is no nvcc: run 'make cuda', or put CUDA 13's nvcc on PATH")
-  endif()
-  set(CMAKE_CUDA_COMPILER "${NATSLM_NVCC}" CACHE FILEPATH "CUDA compiler")
+  set(CMAKE_CUDA_COMPILER "${nvcc}" CACHE FILEPATH "CUDA compiler")
 endif()
-set(CMAKE_CUDA_ARCHITECTURES OFF)  # chosen for each folder, see natslm_cuda_objects
+set(CMAKE_CUDA_ARCHITECTURES OFF)  # chosen for each folder, see natslm_cuda_architectures
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 enable_language(CUDA)
 # CMake 3.25 knows no CUDA dialect after C++17.
@@ -27,13 +23,21 @@ if(NATSLM_CCACHE)
 endif()
 
 
+# Kernels are compiled by few jobs at a time: a big one takes 3 GB.
+cmake_host_system_information(RESULT available_mib QUERY AVAILABLE_PHYSICAL_MEMORY)
+math(EXPR cuda_jobs "${available_mib} / 3000")
+if(cuda_jobs LESS 1)
+  set(cuda_jobs 1)
+endif()
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=${cuda_jobs})
+
 # For host code that calls the runtime. Static, as nvcc links it: a program without LibTorch then runs
 # wherever there is a driver.
 get_filename_component(toolkit_root "${CMAKE_CUDA_COMPILER}" DIRECTORY)
 get_filename_component(toolkit_root "${toolkit_root}" DIRECTORY)
 find_library(NATSLM_CUDA_RUNTIME cudart_static REQUIRED
   PATHS ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES} ${toolkit_root}/lib64 ${toolkit_root}/lib NO_DEFAULT_PATH)
-mark_as_advanced(NATSLM_NVCC NATSLM_CUDA_RUNTIME)
+mark_as_advanced(NATSLM_CUDA_RUNTIME)
 add_library(natslm_cuda_runtime INTERFACE)
 target_include_directories(natslm_cuda_runtime SYSTEM INTERFACE
   "$<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>")

@@ -67,6 +67,9 @@ function(natslm_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 600)
   endif()
+  if("gpu" IN_LIST arg_LABELS)  # one at a time: a GPU has no room for two
+    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)
+  endif()
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "ASAN_OPTIONS=detect_leaks=0;UBSAN_OPTIONS=print_stacktrace=1:suppressions=${PROJECT_SOURCE_DIR}/tests/support/sanitizers.supp")
 endfunction()
