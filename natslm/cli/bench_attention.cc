@@ -331,6 +331,7 @@ void write_result(Context& context, const Workload& w, const Options& o, const W
       {"shape", shape_name(w)},
       {"tokens", w.tokens},
       {"batch", w.batch},
+      {"dtype", w.dtype},
       {"window", w.window},
       {"backward", o.backward},
       {"ours_ms", time.median()},
@@ -360,13 +361,12 @@ void add_rows(Table& table, const Workload& w, const Options& o, const Work& wor
   const auto row = [&](const char* pass, const std::string& path, int products,
                        Timing PassTimes::*part) {
     const double own = (times[0].*part).median();
-    std::vector<std::string> cells = {shape_name(w),
-                                      std::to_string(w.tokens),
-                                      percent(work.pairs()),
-                                      pass,
-                                      path,
-                                      fixed(own, 3),
-                                      fixed(tflops(w, products, work.live_pairs, own), 2)};
+    // Of a CPU in GFLOP/s.
+    const double rate =
+        tflops(w, products, work.live_pairs, own) * (forward_path == "cpu" ? 1000 : 1);
+    std::vector<std::string> cells = {
+        shape_name(w), std::to_string(w.tokens), percent(work.pairs()), pass, path, fixed(own, 3),
+        fixed(rate, 1)};
     std::string against;
     for (size_t i = 1; i < sides.size(); ++i) {
       const double ms = (times[i].*part).median();
@@ -518,7 +518,8 @@ void run(Options o, Context& context) {
   }
   const std::vector<Workload> all = workloads(o);
   if (o.crossover) return measure_crossovers(all, o, device, context);
-  Table table({"shape", "tokens", "alive", "pass", "path", "ours ms", "TFLOP/s", "dense ms"});
+  Table table({"shape", "tokens", "alive", "pass", "path", "ours ms",
+               device.is_cuda() ? "TFLOP/s" : "GFLOP/s", "dense ms"});
   for (const Workload& w : all) run_problem(w, o, device, table, context);
   std::fputs(table.text().c_str(), stdout);
 }

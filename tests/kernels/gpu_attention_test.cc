@@ -637,6 +637,26 @@ TEST(DeviceCases, AWriteOutsideAnArrayShows) {
   EXPECT_FALSE(array.guards_are_intact());
 }
 
+TEST(DeviceCases, AWriteBetweenRowsOrIntoAnInputShows) {
+  AttentionCase c = simple("token-major", Lifetimes::kRoles, 10, 64);
+  c.token_major = true;
+  const DeviceProblem problem(c);
+  AttentionBackend broken = kCpuBackend;
+  const auto damage = [&] {
+    const auto memory = host_memory();
+    return run_forward(problem, *memory, broken).damage;
+  };
+  EXPECT_EQ(damage(), "");
+  broken.forward = [](const kernels::AttentionForward& p, CUstream_st*) {
+    static_cast<BFloat16*>(p.out)[p.head_dim] = BFloat16(0.0f);
+  };
+  EXPECT_EQ(damage(), " 2 bytes between rows of out were written;");
+  broken.forward = [](const kernels::AttentionForward& p, CUstream_st*) {
+    const_cast<int32_t*>(p.last)[3] = 7;
+  };
+  EXPECT_EQ(damage(), " input last was written;");
+}
+
 TEST(DeviceCases, AChildThatDiesOrHangsIsNamed) {
   const IsolatedResult died = run_isolated(
       [](Messages& messages) {
