@@ -13,7 +13,7 @@
 
 #include "natslm/kernels/crossover.h"
 #include "natslm/ops/attention_calls.h"
-#include "natslm/ops/cuda_stream.h"
+#include "natslm/ops/stream.h"
 
 namespace natslm::ops {
 namespace {

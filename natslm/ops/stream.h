@@ -1,4 +1,4 @@
-// The stream that GPU work of this thread goes to, as LibTorch keeps it.
+// The stream of a GPU that LibTorch works on, for kernels that are launched beside its own.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -8,7 +8,7 @@ struct CUstream_st;
 
 namespace natslm::ops {
 
-// Of a CUDA device. Throws c10::Error in a build without CUDA.
+// Throws Error in a build without CUDA.
 CUstream_st* current_stream(const c10::Device& device);
 
 }  // namespace natslm::ops
