@@ -5,13 +5,15 @@
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ { m = int($$2 / 1500000); print (m < 1 ? 1 : m < cores ? m : cores) }' /proc/meminfo)
 PRESET ?= cpu-release
 
-.PHONY: help setup build test check check-asan bench demo format clean
+.PHONY: help setup build test cuda cuda-test check check-asan bench demo format clean
 
 help:
 	@echo "make demo     train, evaluate and generate with learned key lifetimes, in a few minutes"
 	@echo "              (TEXT=path: on your own text; otherwise on Python's own sources)"
 	@echo "make test     build and run the tests"
 	@echo "make build    build everything; the program is build/$(PRESET)/nats-lm"
+	@echo "make cuda     the same with the GPU kernels; needs no GPU; the program is build/cuda-release/nats-lm"
+	@echo "make cuda-test   build and run the tests that need a GPU"
 	@echo "make bench    speed beside dense attention on this machine"
 	@echo "make check    all that CI does: format, layering, warnings, tests, examples, documentation"
 	@echo "make check-asan   the tests under the address and undefined-behaviour sanitizers"
@@ -28,6 +30,14 @@ build: setup
 
 test: build
 	@ctest --preset $(PRESET) -j $(JOBS)
+
+cuda:
+	@tools/setup cuda
+	@cmake --preset cuda-release --log-level=WARNING
+	@cmake --build --preset cuda-release -j $(JOBS)
+
+cuda-test: cuda
+	@ctest --preset cuda-release -L gpu
 
 check:
 	@JOBS=$(JOBS) tools/check

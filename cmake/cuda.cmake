@@ -1,17 +1,13 @@
 # The CUDA compiler: on PATH, in /usr/local/cuda, or the wheels that `make cuda` puts into .venv.
 # Everything here compiles and links on a machine without a GPU.
 if(NOT CMAKE_CUDA_COMPILER)
-  file(GLOB wheel_nvcc "${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc")
-  find_program(NATSLM_NVCC nvcc PATHS ${wheel_nvcc} /usr/local/cuda/bin)
-  if(NOT NATSLM_NVCC AND wheel_nvcc)
-    list(GET wheel_nvcc 0 NATSLM_NVCC)
+  execute_process(COMMAND ${CMAKE_SOURCE_DIR}/tools/find_nvcc OUTPUT_VARIABLE nvcc OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(NOT nvcc)
+    message(FATAL_ERROR "NATSLM_CUDA is on and there is no nvcc 13 or later: run 'make cuda', or put one on PATH")
   endif()
-  if(NOT NATSLM_NVCC)
-    message(FATAL_ERROR "NATSLM_CUDA is on and there is no nvcc: run 'make cuda', or put CUDA 13's nvcc on PATH")
-  endif()
-  set(CMAKE_CUDA_COMPILER "${NATSLM_NVCC}" CACHE FILEPATH "CUDA compiler")
+  set(CMAKE_CUDA_COMPILER "${nvcc}" CACHE FILEPATH "CUDA compiler")
 endif()
-set(CMAKE_CUDA_ARCHITECTURES OFF)  # chosen for each folder, see natslm_cuda_objects
+set(CMAKE_CUDA_ARCHITECTURES OFF)  # chosen for each folder, see natslm_cuda_architectures
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 enable_language(CUDA)
 # CMake 3.25 knows no CUDA dialect after C++17.
@@ -26,6 +22,14 @@ if(NATSLM_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
 
+
+# Kernels are compiled by few jobs at a time: a big one takes 3 GB.
+cmake_host_system_information(RESULT available_mib QUERY AVAILABLE_PHYSICAL_MEMORY)
+math(EXPR cuda_jobs "${available_mib} / 3000")
+if(cuda_jobs LESS 1)
+  set(cuda_jobs 1)
+endif()
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=${cuda_jobs})
 
 # For host code that calls the runtime. Static, as nvcc links it: a program without LibTorch then runs
 # wherever there is a driver.

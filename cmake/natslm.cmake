@@ -23,9 +23,13 @@ if(NATSLM_MOLD)
 endif()
 
 add_library(natslm_warnings INTERFACE)
-target_compile_options(natslm_warnings INTERFACE
-  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wno-sign-compare
-  -Wno-missing-field-initializers $<$<BOOL:${NATSLM_WERROR}>:-Werror>)
+# Of C++; natslm_cuda_architectures has those of CUDA.
+set(warnings -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wno-sign-compare
+    -Wno-missing-field-initializers)
+if(NATSLM_WERROR)
+  list(APPEND warnings -Werror)
+endif()
+target_compile_options(natslm_warnings INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${warnings}>")
 if(NATSLM_SANITIZE)
   add_compile_options(-fsanitize=${NATSLM_SANITIZE} -fno-sanitize-recover=undefined
                       -fno-omit-frame-pointer -DNATSLM_SANITIZED=1)
@@ -66,6 +70,9 @@ function(natslm_test name)
   endif()
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 600)
+  endif()
+  if("gpu" IN_LIST arg_LABELS)  # one at a time: a GPU has no room for two
+    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "ASAN_OPTIONS=detect_leaks=0;UBSAN_OPTIONS=print_stacktrace=1:suppressions=${PROJECT_SOURCE_DIR}/tests/support/sanitizers.supp")

@@ -4,14 +4,17 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <utility>
 
 #include "natslm/base/counter_rng.h"
 #include "natslm/base/lifetime.h"
+#include "natslm/cli/device.h"
 #include "natslm/cli/table.h"
+#include "natslm/kernels/attention_forward.h"
 #include "natslm/roles/lifetimes.h"
 
 namespace natslm::cli {
@@ -26,17 +29,10 @@ double quantile(std::vector<double> values, double share) {
   return values[low] + (place - double(low)) * (values[high] - values[low]);
 }
 
-double milliseconds(const std::function<void()>& call, int64_t times) {
-  const auto begin = std::chrono::steady_clock::now();
-  for (int64_t i = 0; i < times; ++i) call();
-  const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - begin;
-  return spent.count() / double(times);
-}
-
 // Warms up and says how many calls make one measurement of at least 20 ms.
-int64_t calls_per_sample(const std::function<void()>& call) {
-  call();
-  return std::max<int64_t>(1, std::llround(20.0 / std::max(milliseconds(call, 1), 1e-4)));
+int64_t calls_per_sample(const std::function<void()>& call, const c10::Device& device) {
+  milliseconds(device, call, 1);
+  return std::max<int64_t>(1, std::llround(20.0 / std::max(milliseconds(device, call, 1), 1e-3)));
 }
 
 }  // namespace
@@ -81,13 +77,39 @@ at::ScalarType scalar_type(const Workload& workload) {
   return workload.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
 }
 
+double global_share_of(const Workload& w, int64_t set) {
+  constexpr double kMost = 0.6, kLeast = 0.02, kRest = 0.1;
+  if (!w.uneven) return w.global_share;
+  const int64_t head = set % w.kv_heads;
+  if (head == 0) return kMost;
+  return w.kv_heads == 2 ? kLeast
+                         : kLeast + (kRest - kLeast) * double(head - 1) / double(w.kv_heads - 2);
+}
+
 roles::Role draw_role(const Workload& w, int32_t position, int64_t set) {
   const auto words = philox({static_cast<uint32_t>(w.seed), static_cast<uint32_t>(w.seed >> 32)},
                             {static_cast<uint32_t>(position), static_cast<uint32_t>(set), 0, 0});
   const double u = open_unit(words[0]);
-  if (position == 0 || u < w.global_share) return roles::kGlobal;
-  return u < w.global_share + w.local_share ? roles::kLocal : roles::kSliding;
+  const double global = global_share_of(w, set);
+  if (position == 0 || u < global) return roles::kGlobal;
+  return u < global + w.local_share ? roles::kLocal : roles::kSliding;
 }
+
+namespace {
+
+// What lives for ever | until a Global ends it | at most `reach` queries.
+void write_order(std::span<const int32_t> last, int32_t reach, int32_t* order, int32_t* ends) {
+  int32_t place = 0;
+  for (int segment = 0; segment < kernels::KeyOrder::kSegments; ++segment) {
+    for (int32_t j = 0; j < std::ssize(last); ++j) {
+      const int own = last[j] == kForever ? 0 : last[j] - j > reach ? 1 : 2;
+      if (own == segment) order[place++] = j;
+    }
+    ends[segment] = place;
+  }
+}
+
+}  // namespace
 
 RandomRoles draw_roles(const Workload& w, int64_t sets) {
   const roles::Options options = {.set = roles::RoleSet::kGls, .window = w.window, .chunk = 1};
@@ -95,6 +117,9 @@ RandomRoles draw_roles(const Workload& w, int64_t sets) {
   RandomRoles drawn;
   drawn.last = at::empty({sets, w.tokens}, at::kInt);
   drawn.horizons = at::empty({roles::kRoles, sets, w.tokens}, at::kInt);
+  drawn.order = at::empty({sets, w.tokens}, at::kInt);
+  drawn.ends = at::empty({sets, kernels::KeyOrder::kSegments}, at::kInt);
+  drawn.reach = w.window;
   std::vector<int8_t> role(tokens);
   int64_t alive_at_end = 0;
   for (int64_t set = 0; set < sets; ++set) {
@@ -106,6 +131,8 @@ RandomRoles draw_roles(const Workload& w, int64_t sets) {
                          tokens};
     }
     roles::write_lifetimes(role, w.tokens, options, rows);
+    write_order({last, tokens}, w.window, drawn.order.mutable_data_ptr<int32_t>() + set * w.tokens,
+                drawn.ends.mutable_data_ptr<int32_t>() + set * kernels::KeyOrder::kSegments);
     for (int32_t j = 0; j < w.tokens; ++j) {
       drawn.live_pairs += queries_served(j, last[j], w.tokens);
       alive_at_end += visible(w.tokens - 1, j, last[j]);
@@ -123,16 +150,23 @@ double Timing::spread() const {
   return (quantile(ms, 0.75) - quantile(ms, 0.25)) / median();
 }
 
-Comparison compare(const std::function<void()>& ours, const std::function<void()>& baseline,
-                   int32_t repeat) {
-  const int64_t our_calls = calls_per_sample(ours);
-  const int64_t baseline_calls = calls_per_sample(baseline);
-  Comparison times;
+std::vector<Timing> time_in_turn(const std::vector<std::function<void()>>& sides, int32_t repeat,
+                                 const c10::Device& device) {
+  std::vector<int64_t> calls;
+  for (const auto& side : sides) calls.push_back(calls_per_sample(side, device));
+  std::vector<Timing> times(sides.size());
   for (int32_t r = 0; r < repeat; ++r) {
-    times.ours.ms.push_back(milliseconds(ours, our_calls));
-    times.baseline.ms.push_back(milliseconds(baseline, baseline_calls));
+    for (size_t i = 0; i < sides.size(); ++i) {
+      times[i].ms.push_back(milliseconds(device, sides[i], calls[i]) / double(calls[i]));
+    }
   }
   return times;
+}
+
+Comparison compare(const std::function<void()>& ours, const std::function<void()>& baseline,
+                   int32_t repeat, const c10::Device& device) {
+  std::vector<Timing> times = time_in_turn({ours, baseline}, repeat, device);
+  return {std::move(times[0]), std::move(times[1])};
 }
 
 void report(Context& context, const BenchResult& r, const nlohmann::ordered_json& more) {

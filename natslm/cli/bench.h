@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include <cstdint>
 #include <functional>
@@ -25,6 +26,8 @@ struct Workload {
   double global_share = 0.11;
   double local_share = 0.03;
   int32_t window = 64;
+  // KV head 0 of each sequence has 60 % Globals, the others 2 to 10 %; global_share is unused.
+  bool uneven = false;
   std::string dtype = "float32";
   int32_t repeat = 7;
   uint64_t seed = 1;
@@ -36,6 +39,9 @@ void add_workload_options(CLI::App& command, Workload& workload);
 void check(const Workload& workload);
 at::ScalarType scalar_type(const Workload& workload);
 
+// Share of Globals in set `set`.
+double global_share_of(const Workload& workload, int64_t set);
+
 // The role of token `position` in set `set` (a KV head of a sequence or layer): a pure function, so
 // that every benchmark and every order of asking draws the same. Token 0 is Global.
 roles::Role draw_role(const Workload& workload, int32_t position, int64_t set);
@@ -45,6 +51,8 @@ roles::Role draw_role(const Workload& workload, int32_t position, int64_t set);
 struct RandomRoles {
   at::Tensor last;         // [sets, T] int32: lifetimes, one set for each sequence and KV head
   at::Tensor horizons;     // [3, sets, T] int32: under each role
+  at::Tensor order, ends;  // [sets, T], [sets, 3] int32: the keys as kernels::KeyOrder has them
+  int32_t reach = 0;
   int64_t live_pairs = 0;  // over all sets
   double kv_end = 0;       // share of the keys that the last token reads, mean over sets
 };
@@ -57,14 +65,18 @@ struct Timing {
   double spread() const;  // middle half of the repeats / median
 };
 
-// Both sides in turn in one run, `repeat` times after a warm-up, so that what else the machine does
-// meets both. Calls that take less than 20 ms are timed several at once.
+// All sides in turn in one run, `repeat` times after a warm-up, so that what else the machine does
+// meets all. Calls that take less than 20 ms are timed several at once.
+std::vector<Timing> time_in_turn(const std::vector<std::function<void()>>& sides, int32_t repeat,
+                                 const c10::Device& device = c10::Device(c10::kCPU));
+
+// Two sides.
 struct Comparison {
   Timing ours, baseline;
   double speedup() const { return baseline.median() / ours.median(); }
 };
 Comparison compare(const std::function<void()>& ours, const std::function<void()>& baseline,
-                   int32_t repeat);
+                   int32_t repeat, const c10::Device& device = c10::Device(c10::kCPU));
 
 // What every benchmark reports.
 struct BenchResult {

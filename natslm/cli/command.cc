@@ -3,10 +3,10 @@
 
 #include <ATen/Parallel.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "natslm/base/version.h"
+#include "natslm/cli/device.h"
 
 namespace natslm::cli {
 
@@ -69,7 +69,7 @@ void Context::write_json(const Json& results) {
   line["command"] = full_name(*selected_);
   line["version"] = version();
   line["commit"] = commit();
-  line["device"] = device_description();
+  line["device"] = device_description(device_);
   line["seed"] = settings.value("seed", Json());
   line["settings"] = settings;
   line["results"] = results;
@@ -83,20 +83,6 @@ nlohmann::ordered_json settings_of(const CLI::App& command) {
     if (name != "help" && name != "json") settings[name] = value_of(*option);
   }
   return settings;
-}
-
-std::string device_description() {
-  std::string model = "unknown model";
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    const size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) {
-      model = line.substr(colon + 2);
-      break;
-    }
-  }
-  const int threads = at::get_num_threads();
-  return "cpu, " + std::to_string(threads) + (threads == 1 ? " thread, " : " threads, ") + model;
 }
 
 }  // namespace natslm::cli

@@ -19,6 +19,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
@@ -42,6 +44,8 @@ class Context {
   // settings, results. Does nothing without --json. The seed is the setting "seed" if the command
   // has one.
   void write_json(const nlohmann::ordered_json& results);
+  // What the results are measured on, for their lines; the CPU unless said otherwise.
+  void measured_on(const c10::Device& device) { device_ = device; }
   // True if --json was given: results that cost time need not be computed otherwise.
   bool wants_json() const { return !json_path_.empty(); }
 
@@ -53,14 +57,12 @@ class Context {
   std::function<void()> run_;
   std::string json_path_;
   int threads_ = 0;
+  c10::Device device_{c10::kCPU};
   std::optional<JsonLines> json_;
 };
 
 // All options of a command with the values they have: numbers, booleans, strings, lists.
 nlohmann::ordered_json settings_of(const CLI::App& command);
-
-// "cpu, 2 threads, AMD EPYC": what the results were measured on.
-std::string device_description();
 
 // Adds every command of this build (commands.cc).
 void add_commands(CLI::App& app, Context& context);

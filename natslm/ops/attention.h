@@ -8,6 +8,8 @@
 
 #include <optional>
 
+#include "natslm/kernels/crossover.h"
+
 namespace natslm::ops {
 
 // What roles add to a call (training only): the operator's gradient with respect to `onehot` is the
@@ -22,6 +24,18 @@ struct RoleInputs {
   bool end_term = false;
 };
 
+// What the GPU kernels need to turn sparsity into time; never changes a result beyond rounding, and
+// the CPU kernels do without.
+struct AttentionHints {
+  // kernels::KeyOrder of `last`: order [B, Hkv, T] and ends [B, Hkv, 3], both int32 and on q's
+  // device, or both undefined: keys are read in the order of their positions.
+  at::Tensor order, ends;
+  int32_t reach = 0;
+  double density = 0.2;  // expected share of causal pairs that are visible
+  // Undefined: by kernels/crossover.h.
+  std::optional<kernels::AttentionPath> forward_path, backward_path;
+};
+
 struct AttentionResult {
   at::Tensor out;   // [B, Hq, T, D], dtype of q; in memory [B, T, Hq, D]
   at::Tensor lse;   // [B, Hq, T] float, not differentiable
@@ -33,11 +47,13 @@ struct AttentionResult {
 // last [B, Hkv, T] int32; lengths [B] int32 or absent (all T). `scale` defaults to 1 / sqrt(D).
 // Differentiable in q, k, v and roles->onehot. Throws c10::Error naming the argument;
 // Error for a length outside 0..T.
+// On the GPU: bfloat16, D up to 128, at most 8 query heads a KV head; lengths are not checked,
+// since nothing waits for the device.
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& last,
                           const std::optional<at::Tensor>& lengths = std::nullopt,
                           std::optional<double> scale = std::nullopt,
                           const std::optional<RoleInputs>& roles = std::nullopt,
-                          bool want_mass = false);
+                          bool want_mass = false, const AttentionHints& hints = {});
 
 }  // namespace natslm::ops

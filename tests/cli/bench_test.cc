@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "tests/cli/program.h"
 
@@ -96,6 +97,33 @@ TEST(Bench, PrefillThroughTheCacheKeepsAsManyKeysAsTheRolesSay) {
   EXPECT_EQ(all["kv_bytes_peak"], all["baseline_kv_bytes_peak"]);
 }
 
+TEST(Bench, AttentionGoesThroughEveryCombinationOfItsLists) {
+  const ScratchFolder scratch;
+  const std::string file = (scratch / "out.json").string();
+  const Outcome outcome =
+      run_program({"bench", "attention", "--tokens", "64", "128", "--global", "0.1", "0.5",
+                   "--shape", "2/1/16", "4/4/8", "--repeat", "1", "--uneven", "--json", file});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Words lines = lines_of(read_file(file));
+  EXPECT_EQ(lines.size(), 8u);
+  std::set<std::string> seen;
+  for (const std::string& line : lines) {
+    const Json results = Json::parse(line)["results"];
+    seen.insert(results["shape"].get<std::string>() + " " + results["tokens"].dump());
+    EXPECT_TRUE(results.contains("uneven_over_even"));
+  }
+  EXPECT_EQ(seen.size(), 4u);
+}
+
+// Where there is a GPU the first of these runs; everywhere else it says in a line why not.
+TEST(Bench, SaysWhyThereIsNoGpu) {
+  const Outcome outcome = run_program(bench("attention", {"--device", "cuda"}));
+  if (outcome.exit_code == 0) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(outcome.exit_code, 1);
+  EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("--device cuda: "));
+}
+
 TEST(Bench, AnswersSettingsThatContradictEachOther) {
   struct Case {
     Words more;
@@ -108,6 +136,9 @@ TEST(Bench, AnswersSettingsThatContradictEachOther) {
       {{"--global", "1.5"}, "not in range"},
       {{"--dtype", "float16"}, "float16"},
       {{"--tokens", "0"}, "not in range"},
+      {{"--shape", "32/8"}, "32/8 is not heads/kv-heads/head-dim"},
+      {{"--baseline", "cudn"}, "cudn"},
+      {{"--device", "gpu"}, "gpu"},
   };
   for (const Case& c : cases) {
     Words command = {"bench", "attention"};
@@ -142,6 +173,12 @@ TEST(Models, AreListedWithTheSizesOfTheirPresets) {
   EXPECT_EQ(results["presets"][0]["name"], "tiny");
   EXPECT_EQ(results["presets"][0]["config"]["width"], 128);
   EXPECT_EQ(results["presets"][0]["batch"], 16);
+}
+
+TEST(Info, PrintsTheCrossoverTable) {
+  const Json results = json_of({"info"})["results"];
+  EXPECT_GE(results["crossovers"].size(), 2u);
+  EXPECT_FALSE(results["gpu"].get<std::string>().empty());
 }
 
 TEST(Info, SaysWhatABugReportNeeds) {

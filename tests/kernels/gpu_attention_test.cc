@@ -2,7 +2,8 @@
 // position order and over sorted keys. Every backend and pass runs in a process of its own.
 //
 //   kernels_gpu_test --smoke           the simplest problems first: what to run on new kernels
-//   NATSLM_GPU_CASES=10000 kernels_gpu_test     that many random problems (200)
+//   NATSLM_GPU_CASES=10000 kernels_gpu_test     that many random problems (200), from seed
+//                                               NATSLM_GPU_FIRST (1)
 //   NATSLM_GPU_ONLY="sm90 forward" kernels_gpu_test   only what has this in its name
 //
 // Without a GPU only the CPU kernels go through all this, which tests the test.
@@ -474,7 +475,9 @@ TEST(GpuAttention, IsAtMostTwiceAsWrongAsThePlainOnesOnRandomProblems) {
   const char* wanted = std::getenv("NATSLM_GPU_CASES");
   const int count = wanted ? std::atoi(wanted) : no_gpu().empty() ? 200 : 8;
   std::vector<CaseWithOptions> cases;
-  for (int seed = 1; seed <= count; ++seed) cases.push_back(random_problem(seed));
+  const char* first = std::getenv("NATSLM_GPU_FIRST");
+  const int begin = first ? std::atoi(first) : 1;
+  for (int i = 0; i < count; ++i) cases.push_back(random_problem(begin + i));
   run_cases("random", cases);
 }
 
@@ -631,10 +634,30 @@ TEST(DeviceCases, AWriteOutsideAnArrayShows) {
   EXPECT_TRUE(array.guards_are_intact());
   array.as<uint8_t>()[10] = 1;
   EXPECT_FALSE(array.guards_are_intact());
-  array.as<uint8_t>()[10] = 0xff;
+  array.as<uint8_t>()[10] = array.as<uint8_t>()[11];
   EXPECT_TRUE(array.guards_are_intact());
   array.as<uint8_t>()[-1] = 1;
   EXPECT_FALSE(array.guards_are_intact());
+}
+
+TEST(DeviceCases, AWriteBetweenRowsOrIntoAnInputShows) {
+  AttentionCase c = simple("token-major", Lifetimes::kRoles, 10, 64);
+  c.token_major = true;
+  const DeviceProblem problem(c);
+  AttentionBackend broken = kCpuBackend;
+  const auto damage = [&] {
+    const auto memory = host_memory();
+    return run_forward(problem, *memory, broken).damage;
+  };
+  EXPECT_EQ(damage(), "");
+  broken.forward = [](const kernels::AttentionForward& p, CUstream_st*) {
+    static_cast<BFloat16*>(p.out)[p.head_dim] = BFloat16(0.0f);
+  };
+  EXPECT_EQ(damage(), " 2 bytes between rows of out were written;");
+  broken.forward = [](const kernels::AttentionForward& p, CUstream_st*) {
+    const_cast<int32_t*>(p.last)[3] = 7;
+  };
+  EXPECT_EQ(damage(), " input last was written;");
 }
 
 TEST(DeviceCases, AChildThatDiesOrHangsIsNamed) {

@@ -223,6 +223,18 @@ TEST(Attention, WorksWithoutAGradientAndInBfloat16) {
   EXPECT_FALSE(out.out.requires_grad());
 }
 
+TEST(Attention, HintsForTheGpuChangeNothingOnTheCpu) {
+  const MethodInput in = random_input({2, 4, 2, 21, 16, true}, 71);
+  AttentionHints hints;
+  hints.order = at::full({2, 2, 21}, -1, at::kInt);
+  hints.ends = at::full({2, 2, 3}, -1, at::kInt);
+  hints.forward_path = kernels::AttentionPath::kSm90Sorted;
+  const auto run_with = [&](const AttentionHints& h) {
+    return attention(in.q, in.k, in.v, in.last, in.lengths, in.scale, std::nullopt, false, h).out;
+  };
+  EXPECT_TRUE(at::equal(run_with({}), run_with(hints)));
+}
+
 TEST(Attention, DefaultsToTheUsualScale) {
   MethodInput in = random_input({1, 1, 1, 12, 16}, 51);
   in.scale = 0.25;

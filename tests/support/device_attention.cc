@@ -173,7 +173,7 @@ class Input {
     return array_.as<T>();
   }
   const Strides& stride() const { return stride_; }
-  void check(const char* name, std::string& damage) const {
+  void check(const char* name, std::string& damage) {
     if (array_.bytes() != bytes_) damage += std::string(" input ") + name + " was written;";
     if (!array_.guards_are_intact()) damage += std::string(" guard of ") + name + " was written;";
   }
@@ -191,7 +191,7 @@ class Output {
       : layout_(layout), array_(memory, layout.size(), kPoison) {}
   void* data() { return array_.data(); }
   const Strides& stride() const { return layout_.stride; }
-  std::vector<double> read(const char* name, std::string& damage) const {
+  std::vector<double> read(const char* name, std::string& damage) {
     const std::vector<uint8_t> bytes = array_.bytes();
     std::vector<double> values(int64_t{layout_.batch} * layout_.heads * layout_.tokens *
                                layout_.head_dim);
@@ -225,7 +225,7 @@ class Floats {
   Floats(Memory& memory, int64_t count)
       : array_(memory, static_cast<size_t>(count) * sizeof(float), kPoison) {}
   float* data() { return array_.as<float>(); }
-  std::vector<double> read(const char* name, std::string& damage) const {
+  std::vector<double> read(const char* name, std::string& damage) {
     if (!array_.guards_are_intact()) damage += std::string(" guard of ") + name + " was written;";
     return widen(array_.read<float>());
   }
@@ -262,7 +262,7 @@ ForwardOutputs run_forward(const DeviceProblem& problem, Memory& memory,
   const Layout q_rows(c, c.q_heads), k_rows(c, c.kv_heads);
   const int64_t queries = int64_t{c.batch} * c.q_heads * c.tokens;
   const int64_t keys = int64_t{c.batch} * c.kv_heads * c.tokens;
-  const Input q(memory, q_rows, in.q.values()), k(memory, k_rows, in.k.values()),
+  Input q(memory, q_rows, in.q.values()), k(memory, k_rows, in.k.values()),
       v(memory, k_rows, in.v.values()), last(memory, in.last), lengths(memory, in.lengths),
       order(memory, problem.order.order), ends(memory, problem.order.ends);
   Output out(memory, q_rows);
@@ -288,7 +288,7 @@ ForwardOutputs run_forward(const DeviceProblem& problem, Memory& memory,
   result.refused = backend.forward_why_not(p);
   if (!result.refused.empty()) return result;
   const size_t workspace_size = backend.forward_workspace ? backend.forward_workspace(p) : 0;
-  const GuardedArray workspace(memory, workspace_size, options.workspace);
+  GuardedArray workspace(memory, workspace_size, options.workspace);
   p.workspace = workspace.data();
   backend.forward(p, memory.stream());
   memory.finish();
@@ -315,7 +315,7 @@ BackwardOutputs run_backward(const DeviceProblem& problem, const ForwardOutputs&
   const Layout q_rows(c, c.q_heads), k_rows(c, c.kv_heads);
   const int64_t keys = int64_t{c.batch} * c.kv_heads * c.tokens;
   const int count = problem.options.horizon_count;
-  const Input q(memory, q_rows, in.q.values()), k(memory, k_rows, in.k.values()),
+  Input q(memory, q_rows, in.q.values()), k(memory, k_rows, in.k.values()),
       v(memory, k_rows, in.v.values()), out(memory, q_rows, forward.out),
       dout(memory, q_rows, in.dout.values()), lse(memory, narrow(forward.lse)),
       last(memory, in.last), lengths(memory, in.lengths),
@@ -358,7 +358,7 @@ BackwardOutputs run_backward(const DeviceProblem& problem, const ForwardOutputs&
   result.refused = backend.backward_why_not(p);
   if (!result.refused.empty()) return result;
   const size_t workspace_size = backend.backward_workspace ? backend.backward_workspace(p) : 0;
-  const GuardedArray workspace(memory, workspace_size, options.workspace);
+  GuardedArray workspace(memory, workspace_size, options.workspace);
   p.workspace = workspace.data();
   backend.backward(p, memory.stream());
   memory.finish();

@@ -95,8 +95,8 @@ bool identical(const std::vector<double>& a, const std::vector<double>& b);
 std::string ranges(const std::vector<int>& ascending);
 
 // What matrix units do, in plain loops: bf16 operands (probabilities and their gradients too),
-// products of 16 pairs aligned with the sum so far and cut at 24 bits. Beside plain_forward a third
-// yardstick: no kernel on matrix units can sum better.
+// products of 16 pairs aligned with the sum so far and cut at 24 bits, exponentials to base two.
+// Beside plain_forward a third yardstick: no kernel on matrix units can sum better.
 void matrix_unit_forward(const kernels::AttentionForward&);
 void matrix_unit_backward(const kernels::AttentionBackward&);
 float matrix_unit_dot(const float* a, const float* b, int n);

@@ -8,13 +8,8 @@
 namespace natslm::test {
 namespace {
 
-constexpr size_t kGuard = 1024;  // bytes on each side; a multiple of every alignment asked for
-
-std::vector<uint8_t> guard(size_t bytes) {
-  std::vector<uint8_t> pattern(bytes);
-  for (size_t i = 0; i < bytes; ++i) pattern[i] = i % 2 ? 0x7f : 0xff;  // bf16 0x7fff
-  return pattern;
-}
+constexpr size_t kGuard = 1024;       // bytes on each side; a multiple of every alignment
+constexpr uint8_t kGuardByte = 0x7f;  // 3.4e38 as bf16 and as float, 2.1e9 as int32
 
 class HostMemory : public Memory {
  public:
@@ -38,16 +33,16 @@ std::unique_ptr<Memory> host_memory() {
 
 GuardedArray::GuardedArray(Memory& memory, size_t bytes, uint8_t value)
     : memory_(memory), size_(bytes) {
-  const std::vector<uint8_t> pattern = guard(kGuard);
   begin_ = static_cast<uint8_t*>(memory_.allocate(2 * kGuard + size_));
-  memory_.upload(begin_, pattern.data(), kGuard);
-  memory_.upload(begin_ + kGuard + size_, pattern.data(), kGuard);
-  fill(value);
+  memory_.fill(begin_, kGuardByte, 2 * kGuard + size_);
+  if (size_ > 0) memory_.fill(data(), value, size_);
 }
 
 GuardedArray::GuardedArray(Memory& memory, const void* from, size_t bytes)
-    : GuardedArray(memory, bytes, 0) {
-  if (bytes > 0) memory_.upload(data(), from, bytes);
+    : memory_(memory), size_(bytes) {
+  begin_ = static_cast<uint8_t*>(memory_.allocate(2 * kGuard + size_));
+  memory_.fill(begin_, kGuardByte, 2 * kGuard + size_);
+  if (size_ > 0) memory_.upload(data(), from, size_);
 }
 
 GuardedArray::~GuardedArray() {
@@ -58,20 +53,23 @@ void* GuardedArray::data() const {
   return begin_ + kGuard;
 }
 
-void GuardedArray::fill(uint8_t value) {
-  if (size_ > 0) memory_.fill(data(), value, size_);
+std::vector<uint8_t> GuardedArray::everything() {
+  std::vector<uint8_t> all(2 * kGuard + size_);
+  memory_.download(all.data(), begin_, all.size());
+  return all;
 }
 
-std::vector<uint8_t> GuardedArray::bytes() const {
-  return read<uint8_t>();
+std::vector<uint8_t> GuardedArray::bytes() {
+  const std::vector<uint8_t> all = everything();
+  return {all.begin() + kGuard, all.end() - kGuard};
 }
 
-bool GuardedArray::guards_are_intact() const {
-  const std::vector<uint8_t> pattern = guard(kGuard);
-  std::vector<uint8_t> before(kGuard), after(kGuard);
-  memory_.download(before.data(), begin_, kGuard);
-  memory_.download(after.data(), begin_ + kGuard + size_, kGuard);
-  return before == pattern && after == pattern;
+bool GuardedArray::guards_are_intact() {
+  const std::vector<uint8_t> all = everything();
+  const auto intact = [](auto first) {
+    return std::all_of(first, first + kGuard, [](uint8_t byte) { return byte == kGuardByte; });
+  };
+  return intact(all.begin()) && intact(all.end() - kGuard);
 }
 
 }  // namespace natslm::test

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,8 +37,8 @@ std::unique_ptr<Memory> gpu_memory();
 // What the GPU is, or, after "no: ", why there is none. Starts CUDA in this process.
 std::string describe_gpu();
 
-// One array. Before and after it lie guards: NaN as bf16 and as float, a huge number as int32, so
-// that a read outside shows in the results; a write there shows in guards_are_intact().
+// One array. Before and after it lie guards: huge numbers in any type, so that a read outside shows
+// in the results; a write there shows in guards_are_intact().
 class GuardedArray {
  public:
   GuardedArray(Memory& memory, size_t bytes, uint8_t fill);
@@ -54,17 +55,21 @@ class GuardedArray {
   T* as() const {
     return static_cast<T*>(data());
   }
-  void fill(uint8_t value);
-  std::vector<uint8_t> bytes() const;
+  // What it holds; also looks at the guards.
+  std::vector<uint8_t> bytes();
   template <class T>
-  std::vector<T> read() const {
-    std::vector<T> all(size_ / sizeof(T));
-    if (size_ > 0) memory_.download(all.data(), data(), all.size() * sizeof(T));
+  std::vector<T> read() {
+    const std::vector<uint8_t> raw = bytes();
+    std::vector<T> all(raw.size() / sizeof(T));
+    if (!all.empty()) std::memcpy(all.data(), raw.data(), all.size() * sizeof(T));
     return all;
   }
-  bool guards_are_intact() const;
+  bool guards_are_intact();
 
  private:
+  // Guards and all, in one transfer.
+  std::vector<uint8_t> everything();
+
   Memory& memory_;
   uint8_t* begin_ = nullptr;
   size_t size_ = 0;

@@ -21,6 +21,11 @@ float bf16(float x) {
   return static_cast<float>(BFloat16(x));
 }
 
+// The unit for exponentials has base two; its argument is a product that was rounded.
+float base_two_exp(float x) {
+  return std::exp2(x * 1.4426950408889634f);
+}
+
 // Toward zero.
 float cut(double x) {
   const float near = static_cast<float>(x);
@@ -76,14 +81,14 @@ void forward_of_head(const AttentionForward& p, int b, int head) {
     }
     for (int64_t j = 0; j <= i; ++j) {
       if (!visible(i, j, last[j])) continue;
-      const float probability = std::exp(score[j] - largest);
+      const float probability = base_two_exp(score[j] - largest);
       sum += probability;
       add(&out[i * d], bf16(probability), &v[j * d], d);
     }
     if (sum > 0) lse[i] = largest + std::log(sum);
     for (int c = 0; c < d; ++c) out[i * d + c] *= sum > 0 ? 1 / sum : 0;
     for (int64_t j = 0; p.mass && j <= i; ++j) {
-      if (visible(i, j, last[j])) p.mass[kv_row + j] += std::exp(score[j] - lse[i]);
+      if (visible(i, j, last[j])) p.mass[kv_row + j] += base_two_exp(score[j] - lse[i]);
     }
   }
   write(out, p.out, p.dtype, p.out_stride, b, head, p.tokens, d, 1);
@@ -119,13 +124,13 @@ void backward_of_group(const AttentionBackward& p, int b, int kv) {
         const float s = p.scale * matrix_unit_dot(&q[i * d], &k[j * d], d);
         const float difference = matrix_unit_dot(&dout[i * d], &v[j * d], d) - delta;
         if (seen) {
-          const float probability = std::exp(s - lse), ds = bf16(probability * difference);
+          const float probability = base_two_exp(s - lse), ds = bf16(probability * difference);
           add(&dv[j * d], bf16(probability), &dout[i * d], d);
           add(&dq[i * d], ds, &k[j * d], d);
           add(&dk[j * d], ds, &q[i * d], d);
         }
         if (p.horizon_count == 0) continue;
-        const float factor = std::exp(s - role_lse);
+        const float factor = base_two_exp(s - role_lse);
         const float g = (p.limit_factor ? std::min(factor, 1.0f) : factor) * difference;
         for (int h = 0; h < p.horizon_count; ++h) {
           const int64_t at = h * plane + kv_row + j;

@@ -58,6 +58,10 @@ struct Arithmetic {
     }
     return sum;
   }
+  static Real exp(Real x) {
+    if constexpr (kWay == Way::kMatrixUnit) return std::exp2(x * 1.4426950408889634f);
+    return std::exp(x);
+  }
   // A factor of a matrix product.
   static Real operand(Real x) {
     if constexpr (kWay == Way::kMatrixUnit) return bf16(x);
@@ -82,7 +86,7 @@ struct Arithmetic {
     }
     for (int64_t j = 0; used && j <= i; ++j) {
       if (!visible(i, j, a.last[kv_row + j])) continue;
-      const Real probability = std::exp(score[j] - largest);
+      const Real probability = exp(score[j] - largest);
       sum += probability;
       add(mean.data(), operand(probability), &a.v[(kv_row + j) * d], d);
     }
@@ -109,7 +113,7 @@ struct Arithmetic {
         if (!visible(i, j, a.last[kv_row + j])) continue;
         const Real s = Real(a.scale) * dot(&a.q[q_row * d], &a.k[(kv_row + j) * d], d);
         const Real dp = dot(&a.dout[q_row * d], &a.v[(kv_row + j) * d], d) - less;
-        add(sum.data(), operand(std::exp(s - Real(a.lse[q_row])) * dp), &a.k[(kv_row + j) * d], d);
+        add(sum.data(), operand(exp(s - Real(a.lse[q_row])) * dp), &a.k[(kv_row + j) * d], d);
       }
     }
     for (int c = 0; c < d; ++c) dq[c] = bf16(static_cast<float>(Real(a.scale) * sum[c]));
@@ -134,7 +138,7 @@ struct Arithmetic {
         if (!seen && count == 0) continue;
         const Real s = Real(a.scale) * dot(&a.q[q_row * d], &a.k[key * d], d);
         const Real dp = dot(&a.dout[q_row * d], &a.v[key * d], d) - delta(a, q_row);
-        const Real factor = std::exp(s - Real(a.lse[q_row]));
+        const Real factor = exp(s - Real(a.lse[q_row]));
         if (seen) {
           received += factor;
           add(sum_v.data(), operand(factor), &a.dout[q_row * d], d);

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/kernels/crossover.h"
+
+#include <iterator>
+
+namespace natslm::kernels {
+namespace {
+
+using enum Pass;
+using enum AttentionPath;
+
+// Estimates from the cost model (a gather pays once the skipped pairs outweigh one pass over keys
+// and values), to be replaced by measurements.
+constexpr Crossover kCrossovers[] = {
+    {kForward, 0, 8, 1.00, 0, kCudaPosition},  {kForward, 0, 8, 0.60, 8192, kCudaSorted},
+    {kForward, 0, 8, 1.00, 0, kSm90Position},  {kForward, 0, 8, 0.60, 4096, kSm90Sorted},
+    {kBackward, 0, 8, 1.00, 0, kCudaPosition}, {kBackward, 0, 8, 0.60, 8192, kCudaSorted},
+    {kBackward, 0, 8, 1.00, 0, kSm90Position}, {kBackward, 0, 8, 0.60, 4096, kSm90Sorted},
+};
+
+constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",
+                                           "sm90-sorted"};
+static_assert(std::size(kPathNames) == std::size(kAttentionPaths));
+
+constexpr Pass pass_of(const AttentionForward&) {
+  return kForward;
+}
+constexpr Pass pass_of(const AttentionBackward&) {
+  return kBackward;
+}
+
+template <class Params>
+Params on_path(const Params& p, AttentionPath path) {
+  Params own = p;
+  if (!is_sorted(path)) own.sorted = {};
+  return own;
+}
+
+template <class Params>
+std::string why_not_on(const Params& p, AttentionPath path) {
+  if (is_sorted(path) && !p.sorted.order) return "it needs an order of the keys, and none came";
+  const Params own = on_path(p, path);
+  return std::string(is_sm90(path) ? sm90::why_not(own) : cuda::why_not(own));
+}
+
+template <class Params>
+std::optional<AttentionPath> choose_path_for(const Params& p, double density) {
+  if (p.kv_heads < 1) return std::nullopt;
+  return choose_path({pass_of(p), p.head_dim, p.q_heads / p.kv_heads, p.tokens, density},
+                     [&](AttentionPath path) { return why_not_on(p, path).empty(); });
+}
+
+template <class Params>
+size_t workspace_bytes_on(const Params& p, AttentionPath path) {
+  const Params own = on_path(p, path);
+  return is_sm90(path) ? sm90::workspace_bytes(own) : cuda::workspace_bytes(own);
+}
+
+template <class Params>
+void run_on(const Params& p, AttentionPath path, CUstream_st* stream) {
+  const Params own = on_path(p, path);
+  is_sm90(path) ? sm90::run(own, stream) : cuda::run(own, stream);
+}
+
+}  // namespace
+
+std::string_view name(Pass pass) {
+  return pass == Pass::kForward ? "forward" : "backward";
+}
+
+std::string_view name(AttentionPath path) {
+  return kPathNames[static_cast<int>(path)];
+}
+
+std::optional<AttentionPath> attention_path(std::string_view wanted) {
+  for (const AttentionPath path : kAttentionPaths) {
+    if (name(path) == wanted) return path;
+  }
+  return std::nullopt;
+}
+
+std::span<const Crossover> crossovers() {
+  return kCrossovers;
+}
+
+std::string why_not(const AttentionForward& params, AttentionPath path) {
+  return why_not_on(params, path);
+}
+
+std::string why_not(const AttentionBackward& params, AttentionPath path) {
+  return why_not_on(params, path);
+}
+
+std::optional<AttentionPath> choose_path(const AttentionForward& params, double density) {
+  return choose_path_for(params, density);
+}
+
+std::optional<AttentionPath> choose_path(const AttentionBackward& params, double density) {
+  return choose_path_for(params, density);
+}
+
+size_t workspace_bytes(const AttentionForward& params, AttentionPath path) {
+  return workspace_bytes_on(params, path);
+}
+
+size_t workspace_bytes(const AttentionBackward& params, AttentionPath path) {
+  return workspace_bytes_on(params, path);
+}
+
+void run(const AttentionForward& params, AttentionPath path, CUstream_st* stream) {
+  run_on(params, path, stream);
+}
+
+void run(const AttentionBackward& params, AttentionPath path, CUstream_st* stream) {
+  run_on(params, path, stream);
+}
+
+}  // namespace natslm::kernels

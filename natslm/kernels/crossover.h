@@ -1,0 +1,81 @@
+// Which GPU path serves an attention problem best: the one place where measured crossovers stand.
+// `nats-lm info` prints the table, `nats-lm bench attention --device cuda --crossover` measures
+// one.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "natslm/kernels/attention_backward.h"
+#include "natslm/kernels/attention_forward.h"
+
+namespace natslm::kernels {
+
+enum class Pass : uint8_t { kForward, kBackward };
+std::string_view name(Pass pass);  // "forward", "backward"
+
+// A backend of attention_forward.h and the order in which it reads the keys.
+enum class AttentionPath : uint8_t { kCudaPosition, kCudaSorted, kSm90Position, kSm90Sorted };
+inline constexpr AttentionPath kAttentionPaths[] = {
+    AttentionPath::kCudaPosition, AttentionPath::kCudaSorted, AttentionPath::kSm90Position,
+    AttentionPath::kSm90Sorted};
+std::string_view name(AttentionPath path);                      // "cuda-position", ...
+std::optional<AttentionPath> attention_path(std::string_view);  // from its name
+
+constexpr bool is_sorted(AttentionPath path) {
+  return path == AttentionPath::kCudaSorted || path == AttentionPath::kSm90Sorted;
+}
+constexpr bool is_sm90(AttentionPath path) {
+  return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted;
+}
+
+struct Crossover {
+  Pass pass;
+  int32_t head_dim;     // 0: any
+  int32_t most_group;   // query heads of a KV head, at most
+  double most_density;  // visible / causal pairs, at most
+  int32_t from_tokens;  // T, at least
+  AttentionPath path;
+};
+// A later row beats an earlier one. The first row of a pass takes everything.
+std::span<const Crossover> crossovers();
+
+struct AttentionShape {
+  Pass pass = Pass::kForward;
+  int32_t head_dim = 0, group = 1, tokens = 0;
+  double density = 1;  // expected; a wrong guess costs time only
+};
+
+constexpr bool covers(const Crossover& row, const AttentionShape& shape) {
+  return row.pass == shape.pass && (row.head_dim == 0 || row.head_dim == shape.head_dim) &&
+         shape.group <= row.most_group && shape.density <= row.most_density &&
+         shape.tokens >= row.from_tokens;
+}
+
+// The path of the last row that covers the shape and is usable(path); nothing if none is.
+template <class Usable>
+std::optional<AttentionPath> choose_path(const AttentionShape& shape, Usable&& usable) {
+  const std::span<const Crossover> rows = crossovers();
+  for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
+    if (covers(*row, shape) && usable(row->path)) return row->path;
+  }
+  return std::nullopt;
+}
+
+// "" if this path can run these parameters here (build, device, shape, an order if it sorts).
+std::string why_not(const AttentionForward& params, AttentionPath path);
+std::string why_not(const AttentionBackward& params, AttentionPath path);
+// By the table; nothing if no path can run them.
+std::optional<AttentionPath> choose_path(const AttentionForward& params, double density);
+std::optional<AttentionPath> choose_path(const AttentionBackward& params, double density);
+// As the backends' own; a path in position order leaves params.sorted alone.
+size_t workspace_bytes(const AttentionForward& params, AttentionPath path);
+size_t workspace_bytes(const AttentionBackward& params, AttentionPath path);
+void run(const AttentionForward& params, AttentionPath path, CUstream_st* stream);
+void run(const AttentionBackward& params, AttentionPath path, CUstream_st* stream);
+
+}  // namespace natslm::kernels

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/kernels/crossover.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace natslm::kernels {
+namespace {
+
+constexpr Pass kPasses[] = {Pass::kForward, Pass::kBackward};
+
+TEST(Crossover, HasAPathForEveryShapeOnEveryKindOfGpu) {
+  for (const Pass pass : kPasses) {
+    for (const int head_dim : {64, 128}) {
+      for (int group = 1; group <= 8; ++group) {
+        for (int tokens = 1; tokens <= 1 << 21; tokens *= 2) {
+          for (const double density : {0.01, 0.1, 0.5, 0.9, 1.0}) {
+            const AttentionShape shape = {pass, head_dim, group, tokens, density};
+            const auto hopper = choose_path(shape, [](AttentionPath) { return true; });
+            ASSERT_TRUE(hopper.has_value());
+            const auto older = choose_path(shape, [](AttentionPath p) { return !is_sm90(p); });
+            ASSERT_TRUE(older.has_value());
+            EXPECT_FALSE(is_sm90(*older));
+            const auto unsorted = choose_path(shape, [](AttentionPath p) { return !is_sorted(p); });
+            ASSERT_TRUE(unsorted.has_value());
+            EXPECT_FALSE(is_sorted(*unsorted));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Crossover, TakesTheLastRowThatCoversTheShape) {
+  for (const Crossover& row : crossovers()) {
+    const AttentionShape shape = {row.pass, row.head_dim ? row.head_dim : 64, row.most_group,
+                                  row.from_tokens, row.most_density};
+    EXPECT_TRUE(covers(row, shape));
+    const auto only_this = choose_path(shape, [&](AttentionPath p) { return p == row.path; });
+    EXPECT_EQ(only_this, row.path);
+  }
+  EXPECT_EQ(choose_path({}, [](AttentionPath) { return false; }), std::nullopt);
+}
+
+TEST(Crossover, NamesEveryPathOnceAndReadsThemBack) {
+  std::set<std::string_view> names;
+  for (const AttentionPath path : kAttentionPaths) {
+    EXPECT_TRUE(names.insert(name(path)).second);
+    EXPECT_EQ(attention_path(name(path)), path);
+    EXPECT_EQ(name(path).ends_with("sorted"), is_sorted(path));
+    EXPECT_EQ(name(path).starts_with("sm90"), is_sm90(path));
+  }
+  EXPECT_EQ(attention_path("cpu"), std::nullopt);
+}
+
+TEST(Crossover, ASortedPathAsksForAnOrder) {
+  AttentionForward p;
+  p.batch = p.q_heads = p.kv_heads = p.tokens = 1;
+  p.head_dim = 64;
+  for (const AttentionPath path : kAttentionPaths) {
+    EXPECT_EQ(why_not(p, path).find("needs an order") != std::string::npos, is_sorted(path));
+  }
+}
+
+}  // namespace
+}  // namespace natslm::kernels
