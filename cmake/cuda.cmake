@@ -37,7 +37,7 @@ get_filename_component(toolkit_root "${CMAKE_CUDA_COMPILER}" DIRECTORY)
 get_filename_component(toolkit_root "${toolkit_root}" DIRECTORY)
 find_library(NATSLM_CUDA_RUNTIME cudart_static REQUIRED
   PATHS ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES} ${toolkit_root}/lib64 ${toolkit_root}/lib NO_DEFAULT_PATH)
-mark_as_advanced(NATSLM_NVCC NATSLM_CUDA_RUNTIME)
+mark_as_advanced(NATSLM_CUDA_RUNTIME)
 add_library(natslm_cuda_runtime INTERFACE)
 target_include_directories(natslm_cuda_runtime SYSTEM INTERFACE
   "$<BUILD_INTERFACE:${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}>")
