@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,12 @@ struct Config {
 };
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+// Whether a parameter of this name is a score layer's: what the roles are made of. Every
+// architecture names them so.
+constexpr bool is_score_layer(std::string_view name) {
+  return name.ends_with("roles.weight");
+}
 
 struct TrainingInput {
   at::Tensor tokens;                  // [B, T] int64

@@ -15,13 +15,14 @@
 
 namespace natslm::train {
 
-AdamW::AdamW(const models::NamedTensors& parameters, const AdamWOptions& options)
-    : options_(options), groups_(2) {
-  groups_[0].decay = options.decay;
+AdamW::AdamW(const models::NamedTensors& parameters, const AdamWOptions& options,
+             const RateFactor& rate_factor)
+    : options_(options) {
   for (const auto& [name, parameter] : parameters) {
     NATSLM_CHECK(parameter.scalar_type() == at::kFloat, "parameter ", name, " is ",
                  c10::toString(parameter.scalar_type()), "; training needs float32");
-    Group& group = groups_[parameter.dim() >= 2 ? 0 : 1];
+    Group& group =
+        group_of(parameter.dim() >= 2 ? options.decay : 0, rate_factor ? rate_factor(name) : 1);
     group.parameters.push_back(parameter);
     group.means.push_back(at::zeros_like(parameter.detach()));
     group.squares.push_back(at::zeros_like(parameter.detach()));
@@ -29,6 +30,14 @@ AdamW::AdamW(const models::NamedTensors& parameters, const AdamWOptions& options
     state_.emplace_back("mean." + name, group.means.back());
     state_.emplace_back("square." + name, group.squares.back());
   }
+}
+
+AdamW::Group& AdamW::group_of(double decay, double rate_factor) {
+  for (Group& group : groups_)
+    if (group.decay == decay && group.rate_factor == rate_factor) return group;
+  groups_.emplace_back().decay = decay;
+  groups_.back().rate_factor = rate_factor;
+  return groups_.back();
 }
 
 void AdamW::step(double learning_rate, double gradient_divisor) {
@@ -50,8 +59,9 @@ void AdamW::step(double learning_rate, double gradient_divisor) {
     std::optional<at::Tensor> scale;
     if (gradient_divisor != 1)
       scale = at::full({}, gradient_divisor, gradients.front().options().dtype(at::kFloat));
-    at::_fused_adamw_(parameters, gradients, means, squares, {}, steps, learning_rate,
-                      options_.beta1, options_.beta2, group.decay, options_.epsilon,
+    at::_fused_adamw_(parameters, gradients, means, squares, {}, steps,
+                      learning_rate * group.rate_factor, options_.beta1, options_.beta2,
+                      group.decay, options_.epsilon,
                       /*amsgrad=*/false, /*maximize=*/false, scale);
   }
 }

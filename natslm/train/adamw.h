@@ -6,8 +6,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "natslm/models/model.h"
@@ -21,8 +23,13 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  // Keeps handles on the tensors; they must be leaves of type float on one device.
-  AdamW(const models::NamedTensors& parameters, const AdamWOptions& options);
+  // A parameter's learning rate divided by that of step(), by its name; must be positive.
+  using RateFactor = std::function<double(std::string_view name)>;
+
+  // Keeps handles on the tensors; they must be leaves of type float on one device. Without
+  // `rate_factor` all learn at the same rate.
+  AdamW(const models::NamedTensors& parameters, const AdamWOptions& options,
+        const RateFactor& rate_factor = {});
 
   // One update from the parameters' gradients, each divided by `gradient_divisor` first (which
   // changes the stored gradients too unless it is 1). A parameter without gradient is left alone,
@@ -38,9 +45,11 @@ class AdamW {
 
  private:
   struct Group {
-    double decay = 0;
+    double decay = 0, rate_factor = 1;
     std::vector<at::Tensor> parameters, means, squares, steps;
   };
+  Group& group_of(double decay, double rate_factor);
+
   AdamWOptions options_;
   std::vector<Group> groups_;
   models::NamedTensors state_;

@@ -36,6 +36,7 @@ void check(const Options& o) {
                  "; it must be from 0 to ", one_allowed ? "1" : "below 1");
   };
   positive("lr", o.learning_rate);
+  positive("role-lr", o.role_rate);
   share("final-lr", o.final_share, true);
   share("beta1", o.beta1, false);
   share("beta2", o.beta2, false);

@@ -13,6 +13,7 @@ struct Options {
   int64_t micro_batch = 0;
   int64_t context = 512;
   double learning_rate = 1e-3;
+  double role_rate = 1;
   double final_share = 0.1;
   int64_t warm_up = 100;
   double beta1 = 0.9;
@@ -48,6 +49,8 @@ void for_each_field(O& o, Visit&& visit) {
         "sequences in memory at once, their gradients are added up; 0: the whole batch");
   visit("context", o.context, kWeights, "tokens a sequence");
   visit("lr", o.learning_rate, kWeights, "highest learning rate");
+  visit("role-lr", o.role_rate, kWeights,
+        "learning rate of the score layers (what makes the roles) / that of all other weights");
   visit("final-lr", o.final_share, kWeights, "learning rate of the last step / highest");
   visit("warm-up", o.warm_up, kWeights, "steps of linear rise at the start");
   visit("beta1", o.beta1, kWeights, "AdamW: share of the old mean gradient kept each step");

@@ -119,8 +119,10 @@ Trainer::Trainer(models::Model& model, const data::TokenDataset& dataset, const 
       folder_(std::move(folder)),
       parts_(std::move(parts)),
       checkpoints_(checkpoint_folder(folder_), options.keep_checkpoints, parts_.probe),
-      optimizer_(model.parameters(),
-                 {options.beta1, options.beta2, options.epsilon, options.decay}) {
+      optimizer_(model.parameters(), {options.beta1, options.beta2, options.epsilon, options.decay},
+                 [&](std::string_view name) {
+                   return models::is_score_layer(name) ? options.role_rate : 1.0;
+                 }) {
   NATSLM_CHECK(dataset_.windows(options_.context) > 0, "the text has ", dataset_.tokens(),
                " tokens, fewer than one window of ", options_.context + 1,
                "; give more text or a shorter --context");

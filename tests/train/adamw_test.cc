@@ -81,6 +81,22 @@ TEST(AdamW, DividingTheGradientsIsTheSameAsSmallerGradients) {
   EXPECT_TRUE(at::equal(a, b));
 }
 
+TEST(AdamW, AParameterMayLearnFasterThanTheOthers) {
+  const at::Tensor slow = parameter({4, 3}), fast = slow.detach().clone().set_requires_grad(true),
+                   reference = slow.detach().clone().set_requires_grad(true);
+  AdamW one({{"slow", slow}, {"fast", fast}}, {},
+            [](std::string_view name) { return name == "fast" ? 3.0 : 1.0; });
+  AdamW three({{"reference", reference}}, {});
+  for (int i = 0; i < 3; ++i) {
+    const at::Tensor gradient = at::randn({4, 3});
+    for (const at::Tensor& p : {slow, fast, reference}) p.mutable_grad() = gradient.clone();
+    one.step(0.01);
+    three.step(0.03);
+  }
+  EXPECT_TRUE(at::equal(fast, reference));
+  EXPECT_FALSE(at::equal(slow, reference));
+}
+
 TEST(AdamW, AParameterWithoutGradientIsLeftAlone) {
   const at::Tensor used = parameter({3, 3}), unused = parameter({3, 3});
   const at::Tensor before = unused.detach().clone();

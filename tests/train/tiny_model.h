@@ -36,7 +36,7 @@ class TinyModel : public models::Model {
     add("embedding.weight", {kVocabulary, kWidth}, 1);
     add("hidden.weight", {kWidth, kWidth}, 2);
     add("hidden.bias", {kWidth}, 3);
-    add("score.weight", {1, kWidth}, 4);
+    add("roles.weight", {1, kWidth}, 4);
   }
 
   models::TrainingOutput forward(const models::TrainingInput& input) override {

@@ -146,6 +146,27 @@ TEST(Trainer, GradientsLongerThanTheClipAreCutToIt) {
   EXPECT_NEAR(gradient_norm(free.model.parameters()), recorder.steps[0].gradient_norm, 1e-6);
 }
 
+TEST(Trainer, ScoreLayersMayLearnAtARateOfTheirOwn) {
+  const TemporaryFolder a, b;
+  TinyRun plain, fast;
+  plain.options.steps = fast.options.steps = 1;
+  fast.options.role_rate = 4;
+  const auto before = plain.model.parameters()[3].second.detach().clone();
+  plain.trainer(a.path()).run();
+  fast.trainer(b.path()).run();
+  for (size_t i = 0; i < plain.model.parameters().size(); ++i) {
+    const auto& [name, p] = plain.model.parameters()[i];
+    const at::Tensor& q = fast.model.parameters()[i].second;
+    if (name != "roles.weight") {
+      EXPECT_TRUE(at::equal(p, q)) << name;
+      continue;
+    }
+    // The first update of AdamW is of the rate's size, decay included.
+    const at::Tensor moved = p.detach() - before, moved_fast = q.detach() - before;
+    EXPECT_LT((moved_fast - 4 * moved).abs().max().item<float>(), 1e-6) << name;
+  }
+}
+
 TEST(Trainer, BudgetControlRaisesLambdaWhileTooManyKeysLiveAndLowersItAfter) {
   const TemporaryFolder folder;
   TinyRun run;
@@ -362,6 +383,7 @@ TEST(Options, EachOneOutOfRangeIsNamed) {
   EXPECT_THAT(message([](Options& o) { o.learning_rate = std::nan(""); }),
               HasSubstr("--lr is nan"));
   EXPECT_THAT(message([](Options& o) { o.learning_rate = -1; }), HasSubstr("--lr is -1"));
+  EXPECT_THAT(message([](Options& o) { o.role_rate = 0; }), HasSubstr("--role-lr is 0"));
   EXPECT_THAT(message([](Options& o) { o.kv_budget = 1.5; }), HasSubstr("--kv-budget is 1.5"));
   EXPECT_THAT(message([](Options& o) { o.beta2 = 1; }), HasSubstr("--beta2 is 1"));
   EXPECT_THAT(message([](Options& o) { o.clip = INFINITY; }), HasSubstr("--clip is inf"));
