@@ -1,0 +1,611 @@
+// Attention over keys with lifetimes on Hopper: online softmax over tiles of keys, as in
+// FlashAttention-3 (Shah et al. 2024), where only the runs of keys that a query tile sees are read.
+//
+// A block stays on its multiprocessor and takes query tiles from a list, longest first. One warp
+// (the producer) finds the keys of a tile and has TMA bring Q, K and V; each consumer warpgroup
+// works on 64 rows. Rows are position-major: row = (position - first) * group + head in the group.
+//
+// Every wait has its counterpart: the producer fills stage after stage in the order in which the
+// consumers read them, and consumers hand back every stage, and every Q, exactly once.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+#include "natslm/kernels/attention_forward.h"
+#include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/sm90/attention_forward.config.cuh"
+
+namespace natslm::kernels::sm90 {
+
+// All pointers are to device memory. "Place" is the index of a key in k and v: its place in the
+// order, or its position where there is no order.
+struct ForwardArguments {
+  CUtensorMap q;     // axes D, head of a group, T, Hkv, B; box 64 x group x tile_queries
+  CUtensorMap k, v;  // axes D, place, Hkv, B; box 64 x kTileKeys
+  CUtensorMap k_piece, v_piece;  // the same arrays, box 64 x kPieceKeys
+
+  const int32_t* position;  // [B, Hkv, T] by place; null: place = position
+  const int32_t* last;      // [B, Hkv, T] by place
+  const KeyRun* runs;       // [B, Hkv, tiles, KeyOrder::kSegments], or null and then
+  const int32_t* min_last;  // [B, Hkv, ceil(T / kBoundKeys)]
+  const int32_t* max_last;  // likewise
+  const int32_t* lengths;   // [B] or null
+
+  const int32_t* work;  // [work_items] (b * Hkv + h) * tiles + tile
+  int32_t* next_item;   // 0 at the start: items taken beyond the first of each block
+  int32_t work_items;
+
+  __nv_bfloat16* out;  // [B, Hq, T, D]
+  float* lse;          // [B, Hq, T]
+  Strides out_stride;
+  int32_t kv_heads, group, tokens, tiles, tile_queries;
+  float scale;       // positive
+  float scale_log2;  // scale * log2(e)
+};
+
+// Position in a ring of stages, and the parity of the phase of its barriers.
+template <int kStages>
+struct RingPosition {
+  int32_t stage = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// ---- Producer: one warp; all lanes hold the same values unless said otherwise. ----
+
+struct QueryRange {
+  int32_t head;  // b * Hkv + h
+  int32_t q0, q1;
+};
+
+__device__ inline QueryTile query_tile(const ForwardArguments& a, int32_t item) {
+  const int32_t head = item / a.tiles, batch = head / a.kv_heads;
+  return {batch, head - batch * a.kv_heads, (item - head * a.tiles) * a.tile_queries,
+          a.lengths ? a.lengths[batch] : a.tokens, false};
+}
+
+// The three runs of a tile in a KeyOrder.
+struct OrderedRuns {
+  const KeyRun* runs;
+  int32_t taken = 0;
+  __device__ bool next(KeyRun& run) {
+    if (taken == KeyOrder::kSegments) return false;
+    run = runs[taken++];
+    return true;
+  }
+};
+
+// Position order: runs of blocks of keys that are not dead. Lane l judges block `first_block` + l.
+struct LiveRuns {
+  const int32_t* min_last;
+  const int32_t* max_last;
+  int32_t q0, q1, length, lane;
+  int32_t first_block = -32;
+  BlockGroup group{};
+
+  __device__ bool next(KeyRun& run) {
+    while (group.live == 0) {
+      first_block += 32;
+      if (first_block * cuda::kBoundKeys > q1) return false;
+      Tile kind = Tile::kDead;
+      const int32_t block = first_block + lane, k0 = block * cuda::kBoundKeys;
+      if (k0 <= q1) {
+        const int32_t k1 = min(k0 + cuda::kBoundKeys, length) - 1;
+        kind = classify(q0, q1, k0, k1, min_last[block], max_last[block]);
+      }
+      group.live = __ballot_sync(~0u, kind != Tile::kDead);
+      group.full = __ballot_sync(~0u, kind == Tile::kFull);
+    }
+    run = take_blocks(group, first_block, q1 + 1);
+    return true;
+  }
+};
+
+template <class Config>
+struct Producer {
+  using Shared = typename Config::Shared;
+  const ForwardArguments& a;
+  Shared& shared;
+  const int32_t lane;
+  RingPosition<Config::kStages> ring;
+  uint32_t q_parity = 0;
+
+  // What a lane knows of a key tile: keys 4 lane .. 4 lane + 3, part of piece lane / 4.
+  struct LaneKeys {
+    Piece piece;
+    int32_t position[4], last[4];
+  };
+
+  template <class Source>
+  __device__ Piece take_lane_piece(KeyCursor& cursor, Source& source, TileKeys kind,
+                                   int32_t length) {
+    const int32_t mine = lane / 4;
+    if (kind != TileKeys::kMixed) {
+      const int32_t row = cursor.row + mine * kPieceKeys;
+      advance(cursor, source, kTileKeys);
+      return {row, row, row + kPieceKeys};
+    }
+    Piece piece = kPadding;
+    for (int p = 0; p < kTilePieces; ++p) {
+      const Piece next = take_piece(cursor, source, length);
+      if (p == mine) piece = next;
+    }
+    return piece;
+  }
+
+  // Starts the loads of position and last, which the waits for a free stage then hide.
+  __device__ void load_lifetimes(LaneKeys& keys, int64_t head_offset) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t place = keys.piece.row + lane % 4 * 4 + i;
+      const bool counts = place >= keys.piece.first && place < keys.piece.end;
+      keys.last[i] = counts ? a.last[head_offset + place] : -1;
+      keys.position[i] = counts && a.position ? a.position[head_offset + place] : place;
+    }
+  }
+
+  // One matrix of a stage. The barrier counts kTileKeys rows whatever pieces they come in.
+  __device__ void load_matrix(typename Config::Element (*to)[kTileKeys][kSwizzleColumns],
+                              const CUtensorMap& whole, const CUtensorMap& piece, uint64_t& barrier,
+                              TileKeys kind, int32_t piece_row, const QueryTile& tile) {
+    if (kind != TileKeys::kMixed) {
+      if (lane < Config::kHalves) {
+        tma_load(to[lane], whole, barrier, lane * kSwizzleColumns, piece_row, tile.kv_head,
+                 tile.batch);
+      }
+    } else {
+      // Lane 8 h + p brings half h of piece p.
+      const int32_t p = lane % kTilePieces, half = lane / kTilePieces;
+      const int32_t row = __shfl_sync(~0u, piece_row, 4 * p);
+      if (half < Config::kHalves) {
+        tma_load(to[half][p * kPieceKeys], piece, barrier, half * kSwizzleColumns, row,
+                 tile.kv_head, tile.batch);
+      }
+    }
+  }
+  static constexpr uint32_t kMatrixBytes = sizeof(Shared::k[0]);
+
+  __device__ void load_k(const LaneKeys& keys, TileKeys kind, bool is_last, const QueryTile& tile,
+                         const QueryRange& range) {
+    const int32_t stage = ring.stage;
+    uint64_t& full = shared.full_k[stage];
+    barrier_wait(shared.empty_k[stage], ring.parity ^ 1);
+    if (lane == 0) barrier_expect_bytes(full, kMatrixBytes);
+    __syncwarp();
+    load_matrix(shared.k[stage], a.k, a.k_piece, full, kind, keys.piece.row, tile);
+
+    uint32_t flags = is_last ? kLastKeyTile : 0;
+    if (kind != TileKeys::kFull) {
+      bool seen = true;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        seen = seen && keys.position[i] <= range.q0 && keys.last[i] >= range.q1;
+        shared.position[stage][4 * lane + i] = keys.position[i];
+        shared.last[stage][4 * lane + i] = keys.last[i];
+      }
+      flags |= pieces_to_test(__ballot_sync(~0u, seen));
+    }
+    if (lane == 0) shared.flags[stage] = flags;
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full);
+  }
+
+  __device__ void load_v(const LaneKeys& keys, TileKeys kind, const QueryTile& tile) {
+    const int32_t stage = ring.stage;
+    uint64_t& full = shared.full_v[stage];
+    barrier_wait(shared.empty_v[stage], ring.parity ^ 1);
+    if (lane == 0) barrier_expect_bytes(full, kMatrixBytes);
+    __syncwarp();
+    load_matrix(shared.v[stage], a.v, a.v_piece, full, kind, keys.piece.row, tile);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full);
+  }
+
+  // Announces a query tile, and brings Q if it sees keys.
+  __device__ void load_q(const QueryTile& tile) {
+    barrier_wait(shared.empty_q, q_parity ^ 1);
+    q_parity ^= 1;
+    if (lane == 0) {
+      shared.query_tile = tile;
+      if (tile.sees_keys) {
+        const uint32_t half_bytes = a.tile_queries * a.group * sizeof(shared.q[0][0]);
+        barrier_expect_bytes(shared.full_q, Config::kHalves * half_bytes);
+#pragma unroll
+        for (int half = 0; half < Config::kHalves; ++half) {
+          tma_load(shared.q[half], a.q, shared.full_q, half * kSwizzleColumns, 0, tile.first_query,
+                   tile.kv_head, tile.batch);
+        }
+      }
+      barrier_arrive(shared.full_q);
+    }
+    __syncwarp();
+  }
+
+  template <class Source>
+  __device__ void load_query_tile(QueryTile tile, const QueryRange& range, Source source) {
+    const int64_t head_offset = int64_t{range.head} * a.tokens;
+    KeyCursor cursor = first_run(source);
+    tile.sees_keys = !cursor.done;
+    if (!tile.sees_keys) load_q(tile);
+    // The first K before Q: a stage is free earlier than Q, which the tile before still reads.
+    for (bool first = true; !cursor.done; first = false) {
+      const TileKeys kind = tile_keys(cursor);
+      LaneKeys keys;
+      keys.piece = take_lane_piece(cursor, source, kind, tile.length);
+      if (kind != TileKeys::kFull) load_lifetimes(keys, head_offset);
+      load_k(keys, kind, cursor.done, tile, range);
+      if (first) load_q(tile);
+      load_v(keys, kind, tile);
+      ring.advance();
+    }
+  }
+
+  __device__ void run() {
+    for (int32_t item = blockIdx.x; item < a.work_items;) {
+      int32_t next = 0;
+      if (lane == 0) next = gridDim.x + atomicAdd(a.next_item, 1);
+      const QueryTile tile = query_tile(a, a.work[item]);
+      const QueryRange range{tile.batch * a.kv_heads + tile.kv_head, tile.first_query,
+                             min(tile.first_query + a.tile_queries, tile.length) - 1};
+      if (a.runs) {
+        const int64_t index = int64_t{range.head} * a.tiles + tile.first_query / a.tile_queries;
+        load_query_tile(tile, range, OrderedRuns{a.runs + index * KeyOrder::kSegments});
+      } else {
+        const int32_t blocks = (a.tokens + cuda::kBoundKeys - 1) / cuda::kBoundKeys;
+        const int64_t offset = int64_t{range.head} * blocks;
+        load_query_tile(tile, range,
+                        LiveRuns{a.min_last + offset, a.max_last + offset, range.q0, range.q1,
+                                 tile.length, lane});
+      }
+      item = __shfl_sync(~0u, next, 0);
+    }
+    load_q({-1, 0, 0, 0, false});
+  }
+};
+
+// ---- Consumers: a warpgroup with 64 rows. A thread works on two of them, 8 apart. ----
+
+// Scores of 64 rows against a key tile, one group of multiplications.
+template <class Config>
+__device__ inline void start_scores(float (&scores)[kTileKeys / 2], uint64_t q, uint64_t k) {
+  constexpr uint32_t kQHalf = sizeof(Config::Shared::q[0]),
+                     kKHalf = sizeof(Config::Shared::k[0][0]);
+  wgmma_begin();
+#pragma unroll
+  for (int step = 0; step < Config::kHeadDim / 16; ++step) {
+    // 16 columns are 32 bytes of a row; four steps to a half.
+    const uint32_t half = step / 4, offset = step % 4 * 32;
+    wgmma_m64n128k16(scores, advance(q, half * kQHalf + offset), advance(k, half * kKHalf + offset),
+                     step > 0);
+  }
+  wgmma_commit();
+}
+
+// out += probabilities * V, one group of multiplications.
+template <class Config>
+__device__ inline void start_output(float (&out)[Config::kHeadDim / 2],
+                                    const uint32_t (&probabilities)[kTileKeys / 4], uint64_t v) {
+  wgmma_begin();
+#pragma unroll
+  for (int step = 0; step < kTileKeys / 16; ++step) {
+    const uint64_t rows = advance(v, step * 16 * kSwizzleColumns * 2);
+    if constexpr (Config::kHeadDim == 64) {
+      wgmma_m64n64k16(out, probabilities + 4 * step, rows);
+    } else {
+      wgmma_m64n128k16(out, probabilities + 4 * step, rows);
+    }
+  }
+  wgmma_commit();
+}
+
+// Scores of pairs that are not visible become -inf. `queries`: positions of the thread's two rows.
+__device__ inline void hide(float (&scores)[kTileKeys / 2], uint32_t flags,
+                            const int32_t (&position)[kTileKeys], const int32_t (&last)[kTileKeys],
+                            const int32_t (&queries)[2]) {
+  const int32_t column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int piece = 0; piece < kTilePieces; ++piece) {
+    if (!piece_needs_test(flags, piece)) continue;
+#pragma unroll
+    for (int block = 2 * piece; block < 2 * piece + 2; ++block) {
+      const int2 p = *reinterpret_cast<const int2*>(&position[8 * block + column]);
+      const int2 l = *reinterpret_cast<const int2*>(&last[8 * block + column]);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        float* pair = scores + 4 * block + 2 * row;
+        if (!visible(queries[row], p.x, l.x)) pair[0] = -INFINITY;
+        if (!visible(queries[row], p.y, l.y)) pair[1] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Sum or maximum over the four threads that share a row.
+template <class Combine>
+__device__ inline float over_row(float x, Combine&& combine) {
+  x = combine(x, __shfl_xor_sync(~0u, x, 1));
+  return combine(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+// Running softmax of the thread's two rows. Exponentials are taken relative to `reference`, a score
+// seen before. It follows the maximum only when that has grown by more than kSlack (in powers of
+// two): bfloat16 probabilities and float sums have the range for it, and the output is then rarely
+// scaled again.
+struct Softmax {
+  static constexpr float kSlack = 8;
+  float scale_log2;
+  float reference[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};  // of this thread's columns
+
+  // Scores become exponentials; sets what earlier output must be multiplied by.
+  __device__ void update(float (&scores)[kTileKeys / 2], float (&factor)[2]) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float largest = scores[2 * row];
+#pragma unroll
+      for (int i = 2 * row; i < kTileKeys / 2; i += 4) {
+        largest = fmaxf(largest, fmaxf(scores[i], scores[i + 1]));
+      }
+      largest = over_row(largest, [](float x, float y) { return fmaxf(x, y); });
+
+      factor[row] = 1;
+      // Not so where nothing is visible yet: -inf - -inf is no number.
+      if ((largest - reference[row]) * scale_log2 > kSlack) {
+        factor[row] = exp2_fast((reference[row] - largest) * scale_log2);
+        reference[row] = largest;
+      }
+      const float offset = reference[row] == -INFINITY ? 0 : reference[row] * scale_log2;
+      float total = 0;
+#pragma unroll
+      for (int i = 2 * row; i < kTileKeys / 2; i += 4) {
+        scores[i] = exp2_fast(fmaf(scores[i], scale_log2, -offset));
+        scores[i + 1] = exp2_fast(fmaf(scores[i + 1], scale_log2, -offset));
+        total += scores[i] + scores[i + 1];
+      }
+      sum[row] = fmaf(sum[row], factor[row], total);
+    }
+  }
+};
+
+template <int kCount>
+__device__ inline void rescale(float (&out)[kCount], const float (&factor)[2]) {
+  if (!__any_sync(~0u, factor[0] != 1 || factor[1] != 1)) return;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) out[i] *= factor[i / 2 % 2];
+}
+
+// The layout of an accumulator is that of the left operand of the next multiplication.
+__device__ inline void round_probabilities(uint32_t (&to)[kTileKeys / 4],
+                                           const float (&from)[kTileKeys / 2]) {
+#pragma unroll
+  for (int i = 0; i < kTileKeys / 4; ++i) to[i] = pack_bfloat16(from[2 * i], from[2 * i + 1]);
+}
+
+// words[j] of the four threads that share a row become words[0..3] of thread j.
+__device__ inline void transpose_quad(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool high = (threadIdx.x & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const uint32_t got = __shfl_xor_sync(~0u, high ? words[i] : words[i + bit], bit);
+      (high ? words[i] : words[i + bit]) = got;
+    }
+  }
+}
+
+template <class Config>
+struct Consumer {
+  using Shared = typename Config::Shared;
+  const ForwardArguments& a;
+  Shared& shared;
+  const int32_t warpgroup;  // 0 .. kConsumers - 1, the same value in all lanes
+  RingPosition<Config::kStages> k_ring, v_ring;
+  uint32_t q_parity = 0;
+  int32_t offset[2], head[2];  // of the two rows: position - first, head in the group
+
+  __device__ Consumer(const ForwardArguments& arguments, Shared& s, int32_t group)
+      : a(arguments), shared(s), warpgroup(group) {
+    const int32_t thread = threadIdx.x % kWarpgroupThreads;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t row = 64 * warpgroup + thread / 32 * 16 + thread % 32 / 4 + 8 * i;
+      offset[i] = row / a.group;
+      head[i] = row - offset[i] * a.group;
+    }
+  }
+
+  // The warpgroups issue their multiplications in turn, so that one computes exponentials while the
+  // tensor cores work for another.
+  static constexpr uint32_t kTurnThreads = 2 * kWarpgroupThreads;
+  __device__ void await_turn() {
+    named_barrier_sync(1 + warpgroup, kTurnThreads);
+  }
+  __device__ void pass_turn() {
+    const int32_t next = warpgroup + 1 == Config::kConsumers ? 0 : warpgroup + 1;
+    named_barrier_arrive(1 + next, kTurnThreads);
+  }
+
+  // Each warp hands back for itself.
+  __device__ void hand_back(uint64_t& empty) {
+    if (threadIdx.x % kWarpThreads == 0) barrier_arrive(empty);
+  }
+
+  // Hides what is not visible in the scores of the stage's tile and hands the stage back, and Q
+  // with the last one.
+  __device__ uint32_t finish_scores(float (&scores)[kTileKeys / 2], const int32_t (&queries)[2]) {
+    const int32_t stage = k_ring.stage;
+    const uint32_t flags = shared.flags[stage];
+    hide(scores, flags, shared.position[stage], shared.last[stage], queries);
+    __syncwarp();
+    hand_back(shared.empty_k[stage]);
+    if (flags & kLastKeyTile) hand_back(shared.empty_q);
+    k_ring.advance();
+    return flags;
+  }
+
+  // 16 bytes a thread: four threads write 64 bytes of a row.
+  __device__ void store(const QueryTile& tile, float (&out)[Config::kHeadDim / 2],
+                        const Softmax& softmax) {
+    const int32_t lane_in_row = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float sum = over_row(softmax.sum[i], [](float x, float y) { return x + y; });
+      const int32_t position = tile.first_query + offset[i];
+      const int32_t q_head = tile.kv_head * a.group + head[i];
+      const bool exists = offset[i] < a.tile_queries && position < a.tokens;
+      const bool sees = position < tile.length && sum != 0;
+      const float inverse = 1 / sum;
+      __nv_bfloat16* row = a.out + tile.batch * a.out_stride.batch + q_head * a.out_stride.head +
+                           position * a.out_stride.token;
+#pragma unroll
+      for (int block = 0; block < Config::kHeadDim / 8; block += 4) {
+        uint32_t words[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float* pair = out + 4 * (block + j) + 2 * i;
+          words[j] = sees ? pack_bfloat16(pair[0] * inverse, pair[1] * inverse) : 0;
+        }
+        transpose_quad(words);
+        if (exists) {
+          *reinterpret_cast<uint4*>(row + 8 * (block + lane_in_row)) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+        }
+      }
+      if (exists && lane_in_row == 0) {
+        a.lse[(int64_t{tile.batch} * a.kv_heads * a.group + q_head) * a.tokens + position] =
+            sees ? fmaf(softmax.reference[i], a.scale, logf(sum)) : -INFINITY;
+      }
+    }
+  }
+
+  __device__ void attend(const QueryTile& tile, Softmax& softmax,
+                         float (&out)[Config::kHeadDim / 2]) {
+    const uint64_t q = matrix_descriptor(shared.q[0][64 * warpgroup]);
+    const auto k = [&] { return matrix_descriptor(shared.k[k_ring.stage][0]); };
+    const auto v = [&] {
+      return matrix_descriptor(shared.v[v_ring.stage][0], sizeof(shared.v[0][0]));
+    };
+    const int32_t queries[2] = {tile.first_query + offset[0], tile.first_query + offset[1]};
+    uint32_t probabilities[kTileKeys / 4];
+    uint32_t flags;
+    float factor[2];
+    {
+      float scores[kTileKeys / 2];
+      barrier_wait(shared.full_k[k_ring.stage], k_ring.parity);
+      start_scores<Config>(scores, q, k());
+      wgmma_wait<0>();
+      fence_registers(scores);
+      flags = finish_scores(scores, queries);
+      softmax.update(scores, factor);
+      round_probabilities(probabilities, scores);
+    }
+    // The scores of a tile are multiplied while the exponentials of the tile before are turned into
+    // output.
+    while (!(flags & kLastKeyTile)) {
+      float scores[kTileKeys / 2];
+      barrier_wait(shared.full_k[k_ring.stage], k_ring.parity);
+      await_turn();
+      start_scores<Config>(scores, q, k());
+      barrier_wait(shared.full_v[v_ring.stage], v_ring.parity);
+      start_output<Config>(out, probabilities, v());
+      pass_turn();
+
+      wgmma_wait<1>();
+      fence_registers(scores);
+      flags = finish_scores(scores, queries);
+      softmax.update(scores, factor);
+
+      wgmma_wait<0>();
+      fence_registers(out);
+      hand_back(shared.empty_v[v_ring.stage]);
+      v_ring.advance();
+      rescale(out, factor);
+      round_probabilities(probabilities, scores);
+    }
+    barrier_wait(shared.full_v[v_ring.stage], v_ring.parity);
+    start_output<Config>(out, probabilities, v());
+    wgmma_wait<0>();
+    fence_registers(out);
+    hand_back(shared.empty_v[v_ring.stage]);
+    v_ring.advance();
+  }
+
+  __device__ void run() {
+    if (warpgroup == Config::kConsumers - 1) pass_turn();  // warpgroup 0 begins
+    for (;; q_parity ^= 1) {
+      barrier_wait(shared.full_q, q_parity);
+      const QueryTile tile = shared.query_tile;
+      if (tile.batch < 0) return;
+      Softmax softmax{a.scale_log2};
+      float out[Config::kHeadDim / 2] = {};
+      if (tile.sees_keys) {
+        attend(tile, softmax, out);
+      } else {
+        __syncwarp();
+        hand_back(shared.empty_q);
+      }
+      store(tile, out, softmax);
+    }
+  }
+};
+
+template <class Config>
+__device__ inline void init_barriers(typename Config::Shared& shared) {
+  constexpr uint32_t kConsumerWarps = Config::kConsumers * (kWarpgroupThreads / kWarpThreads);
+  barrier_init(shared.full_q, 1);
+  barrier_init(shared.empty_q, kConsumerWarps);
+  for (int stage = 0; stage < Config::kStages; ++stage) {
+    barrier_init(shared.full_k[stage], 1);
+    barrier_init(shared.full_v[stage], 1);
+    barrier_init(shared.empty_k[stage], kConsumerWarps);
+    barrier_init(shared.empty_v[stage], kConsumerWarps);
+  }
+  fence_barrier_init();
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, 1)
+    attention_forward_kernel(const __grid_constant__ ForwardArguments arguments) {
+  extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
+  auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
+  // A broadcast: the compiler then knows the value to be the same in all lanes.
+  const int32_t warp = __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kWarpThreads, 0);
+  if (threadIdx.x == 0) init_barriers<Config>(shared);
+  __syncthreads();
+  if (warp < kWarpgroupThreads / kWarpThreads) {
+    shrink_registers<Config::kProducerRegisters>();
+    if (warp == 0) {
+      const int32_t lane = threadIdx.x % kWarpThreads;
+      Producer<Config>{arguments, shared, lane, {}, 0}.run();
+    }
+  } else {
+    grow_registers<Config::kConsumerRegisters>();
+    Consumer<Config>(arguments, shared, warp / 4 - 1).run();
+  }
+}
+
+// Launches one block per multiprocessor, or per item where there are fewer.
+template <int kHeadDim>
+void launch_attention_forward(const ForwardArguments& arguments, int multiprocessors,
+                              CUstream_st* stream) {
+  using Config = ForwardConfig<kHeadDim>;
+  const auto kernel = attention_forward_kernel<Config>;
+  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(Config::kSharedBytes)));
+  const int blocks =
+      arguments.work_items < multiprocessors ? arguments.work_items : multiprocessors;
+  kernel<<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(arguments);
+  NATSLM_CUDA(cudaGetLastError());
+}
+
+}  // namespace natslm::kernels::sm90
