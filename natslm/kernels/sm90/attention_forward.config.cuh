@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "natslm/kernels/sm90/attention_forward.h"
 #include "natslm/kernels/sm90/hopper.cuh"
 #include "natslm/kernels/sm90/key_tiles.h"
 
@@ -31,6 +32,7 @@ struct ForwardConfig {
   // room for a third warpgroup, whose exponentials fill the tensor cores' shorter turns.
   static constexpr int kConsumers = kHeadDim == 64 ? 3 : 2;
   static constexpr int kRows = 64 * kConsumers;
+  static_assert(kRows == forward_rows(kHeadDim));
   static constexpr int kStages = kHeadDim == 64 ? 4 : 2;  // of K and of V
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
 

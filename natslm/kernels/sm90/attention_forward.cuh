@@ -14,37 +14,11 @@
 
 #include <cmath>
 
-#include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/sm90/attention_forward.config.cuh"
+#include "natslm/kernels/sm90/attention_forward.h"
 
 namespace natslm::kernels::sm90 {
-
-// All pointers are to device memory. "Place" is the index of a key in k and v: its place in the
-// order, or its position where there is no order.
-struct ForwardArguments {
-  CUtensorMap q;     // axes D, head of a group, T, Hkv, B; box 64 x group x tile_queries
-  CUtensorMap k, v;  // axes D, place, Hkv, B; box 64 x kTileKeys
-  CUtensorMap k_piece, v_piece;  // the same arrays, box 64 x kPieceKeys
-
-  const int32_t* position;  // [B, Hkv, T] by place; null: place = position
-  const int32_t* last;      // [B, Hkv, T] by place
-  const KeyRun* runs;       // [B, Hkv, tiles, KeyOrder::kSegments], or null and then
-  const int32_t* min_last;  // [B, Hkv, ceil(T / kBoundKeys)]
-  const int32_t* max_last;  // likewise
-  const int32_t* lengths;   // [B] or null
-
-  const int32_t* work;  // [work_items] (b * Hkv + h) * tiles + tile
-  int32_t* next_item;   // 0 at the start: items taken beyond the first of each block
-  int32_t work_items;
-
-  __nv_bfloat16* out;  // [B, Hq, T, D]
-  float* lse;          // [B, Hq, T]
-  Strides out_stride;
-  int32_t kv_heads, group, tokens, tiles, tile_queries;
-  float scale;       // positive
-  float scale_log2;  // scale * log2(e)
-};
 
 // Position in a ring of stages, and the parity of the phase of its barriers.
 template <int kStages>
@@ -85,9 +59,8 @@ struct OrderedRuns {
 
 // Position order: runs of blocks of keys that are not dead. Lane l judges block `first_block` + l.
 struct LiveRuns {
-  const int32_t* min_last;
-  const int32_t* max_last;
-  int32_t q0, q1, length, lane;
+  const ForwardArguments& a;
+  int32_t head, q0, q1, length, lane;
   int32_t first_block = -32;
   BlockGroup group{};
 
@@ -99,7 +72,9 @@ struct LiveRuns {
       const int32_t block = first_block + lane, k0 = block * cuda::kBoundKeys;
       if (k0 <= q1) {
         const int32_t k1 = min(k0 + cuda::kBoundKeys, length) - 1;
-        kind = classify(q0, q1, k0, k1, min_last[block], max_last[block]);
+        const int32_t blocks = (a.tokens + cuda::kBoundKeys - 1) / cuda::kBoundKeys;
+        const int64_t index = int64_t{head} * blocks + block;
+        kind = classify(q0, q1, k0, k1, a.min_last[index], a.max_last[index]);
       }
       group.live = __ballot_sync(~0u, kind != Tile::kDead);
       group.full = __ballot_sync(~0u, kind == Tile::kFull);
@@ -134,6 +109,7 @@ struct Producer {
       return {row, row, row + kPieceKeys};
     }
     Piece piece = kPadding;
+#pragma unroll 1
     for (int p = 0; p < kTilePieces; ++p) {
       const Piece next = take_piece(cursor, source, length);
       if (p == mine) piece = next;
@@ -142,7 +118,8 @@ struct Producer {
   }
 
   // Starts the loads of position and last, which the waits for a free stage then hide.
-  __device__ void load_lifetimes(LaneKeys& keys, int64_t head_offset) {
+  __device__ void load_lifetimes(LaneKeys& keys, int32_t head) {
+    const int64_t head_offset = int64_t{head} * a.tokens;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int32_t place = keys.piece.row + lane % 4 * 4 + i;
@@ -231,7 +208,6 @@ struct Producer {
 
   template <class Source>
   __device__ void load_query_tile(QueryTile tile, const QueryRange& range, Source source) {
-    const int64_t head_offset = int64_t{range.head} * a.tokens;
     KeyCursor cursor = first_run(source);
     tile.sees_keys = !cursor.done;
     if (!tile.sees_keys) load_q(tile);
@@ -240,7 +216,7 @@ struct Producer {
       const TileKeys kind = tile_keys(cursor);
       LaneKeys keys;
       keys.piece = take_lane_piece(cursor, source, kind, tile.length);
-      if (kind != TileKeys::kFull) load_lifetimes(keys, head_offset);
+      if (kind != TileKeys::kFull) load_lifetimes(keys, range.head);
       load_k(keys, kind, cursor.done, tile, range);
       if (first) load_q(tile);
       load_v(keys, kind, tile);
@@ -248,10 +224,15 @@ struct Producer {
     }
   }
 
+  // The consumers still have some stages of the item before to work on while this is fetched.
+  __device__ int32_t next_item() {
+    int32_t taken = 0;
+    if (lane == 0) taken = atomicAdd(a.next_item, 1);
+    return static_cast<int32_t>(gridDim.x) + __shfl_sync(~0u, taken, 0);
+  }
+
   __device__ void run() {
-    for (int32_t item = blockIdx.x; item < a.work_items;) {
-      int32_t next = 0;
-      if (lane == 0) next = gridDim.x + atomicAdd(a.next_item, 1);
+    for (int32_t item = blockIdx.x; item < a.work_items; item = next_item()) {
       const QueryTile tile = query_tile(a, a.work[item]);
       const QueryRange range{tile.batch * a.kv_heads + tile.kv_head, tile.first_query,
                              min(tile.first_query + a.tile_queries, tile.length) - 1};
@@ -259,13 +240,9 @@ struct Producer {
         const int64_t index = int64_t{range.head} * a.tiles + tile.first_query / a.tile_queries;
         load_query_tile(tile, range, OrderedRuns{a.runs + index * KeyOrder::kSegments});
       } else {
-        const int32_t blocks = (a.tokens + cuda::kBoundKeys - 1) / cuda::kBoundKeys;
-        const int64_t offset = int64_t{range.head} * blocks;
         load_query_tile(tile, range,
-                        LiveRuns{a.min_last + offset, a.max_last + offset, range.q0, range.q1,
-                                 tile.length, lane});
+                        LiveRuns{a, range.head, range.q0, range.q1, tile.length, lane});
       }
-      item = __shfl_sync(~0u, next, 0);
     }
     load_q({-1, 0, 0, 0, false});
   }
@@ -594,7 +571,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   }
 }
 
-// Launches one block per multiprocessor, or per item where there are fewer.
 template <int kHeadDim>
 void launch_attention_forward(const ForwardArguments& arguments, int multiprocessors,
                               CUstream_st* stream) {

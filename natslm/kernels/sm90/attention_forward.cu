@@ -1,0 +1,184 @@
+// Host side of the Hopper forward kernel: what it takes, its working memory, the order of launches.
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include "natslm/kernels/checks.h"
+#include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/sm90/attention_forward.h"
+#include "natslm/kernels/sm90/key_tiles.h"
+#include "natslm/kernels/sm90/tensor_map.h"
+
+namespace natslm::kernels::sm90 {
+namespace {
+
+using cuda::PlanShape;
+
+constexpr int32_t kMaxGroup = 8;
+constexpr size_t kWorkspaceAlignment = 256;  // the counter has as much to itself
+
+int32_t group_of(const AttentionForward& p) {
+  return p.q_heads / p.kv_heads;
+}
+
+PlanShape plan_of(const AttentionForward& p) {
+  return {p.batch, p.kv_heads, p.tokens, p.head_dim, forward_rows(p.head_dim) / group_of(p)};
+}
+
+bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Rows that TMA can address: 16-byte steps along every axis that has more than one element.
+bool has_aligned_rows(const Strides& stride, int32_t batch, int32_t heads, int32_t tokens) {
+  const auto fits = [](int64_t size, int64_t step) {
+    return size <= 1 || (step > 0 && step % 8 == 0 && step < int64_t{1} << 38);
+  };
+  return fits(batch, stride.batch) && fits(heads, stride.head) && fits(tokens, stride.token);
+}
+
+bool is_hopper() {
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
+    cudaGetLastError();  // asked and answered: the next call must not see it
+    return false;
+  }
+  return major == 9 && minor == 0;
+}
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  NATSLM_CUDA(cudaGetDevice(&device));
+  NATSLM_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+CUtensorMap query_map(const AttentionForward& p, int32_t tile_queries) {
+  const int32_t group = group_of(p);
+  const Strides& stride = p.q_stride;
+  return make_tensor_map(p.q, {{p.head_dim, 1, 64},
+                               {group, stride.head, group},
+                               {p.tokens, stride.token, tile_queries},
+                               {p.kv_heads, stride.head * group, 1},
+                               {p.batch, stride.batch, 1}});
+}
+
+CUtensorMap key_map(const AttentionForward& p, const void* base, const Strides& stride,
+                    int32_t rows) {
+  return make_tensor_map(base, {{p.head_dim, 1, 64},
+                                {p.tokens, stride.token, rows},
+                                {p.kv_heads, stride.head, 1},
+                                {p.batch, stride.batch, 1}});
+}
+
+// K and V as the kernel reads them.
+struct Keys {
+  const void* k;
+  const void* v;
+  Strides k_stride, v_stride;
+};
+
+// Prepares the plan in the workspace and names its parts in `to`.
+Keys prepare(const AttentionForward& p, const PlanShape& shape, void* workspace,
+             ForwardArguments& to, CUstream_st* stream) {
+  if (p.sorted.order) {
+    const cuda::SortedKeys sorted = cuda::sorted_keys_in(workspace, shape);
+    cuda::launch_sort_keys(shape, p.k, p.k_stride, p.v, p.v_stride, p.last, p.lengths, p.sorted,
+                           sorted, stream);
+    to.position = sorted.position;
+    to.last = sorted.last;
+    to.runs = sorted.runs;
+    to.work = sorted.work;
+    const int64_t head = int64_t{p.tokens} * p.head_dim;
+    const Strides packed{head * p.kv_heads, head, p.head_dim};
+    return {sorted.k, sorted.v, packed, packed};
+  }
+  const cuda::PositionBounds bounds = cuda::position_bounds_in(workspace, shape);
+  cuda::launch_position_bounds(shape, p.last, p.lengths, bounds, stream);
+  to.last = p.last;
+  to.min_last = bounds.min_last;
+  to.max_last = bounds.max_last;
+  to.work = bounds.work;
+  return {p.k, p.v, p.k_stride, p.v_stride};
+}
+
+}  // namespace
+
+std::string_view why_not(const AttentionForward& p) {
+  if (const auto why = why_not_shapes(p); !why.empty()) return why;
+  if (p.dtype != DType::kBFloat16) return "the type must be bfloat16";
+  if (p.head_dim != 64 && p.head_dim != 128) return "head_dim must be 64 or 128";
+  if (group_of(p) > kMaxGroup) return "at most 8 query heads may share a KV head";
+  if (!(p.scale > 0) || !std::isfinite(p.scale)) return "scale must be positive";
+  if (!is_aligned(p.q) || !is_aligned(p.k) || !is_aligned(p.v) || !is_aligned(p.out) ||
+      !has_aligned_rows(p.q_stride, p.batch, p.q_heads, p.tokens) ||
+      !has_aligned_rows(p.k_stride, p.batch, p.kv_heads, p.tokens) ||
+      !has_aligned_rows(p.v_stride, p.batch, p.kv_heads, p.tokens) ||
+      !has_aligned_rows(p.out_stride, p.batch, p.q_heads, p.tokens)) {
+    return "rows must be 16-byte aligned: strides are multiples of 8 elements, and not 0";
+  }
+  if (plan_of(p).work_items() > std::numeric_limits<int32_t>::max()) {
+    return "too many query tiles: batch * kv_heads * tokens is too large";
+  }
+  if (!is_hopper()) return "the current device is no GPU of compute capability 9.0";
+  return "";
+}
+
+size_t workspace_bytes(const AttentionForward& p) {
+  const PlanShape shape = plan_of(p);
+  return kWorkspaceAlignment +
+         (p.sorted.order ? cuda::sorted_keys_bytes(shape) : cuda::position_bounds_bytes(shape));
+}
+
+void run(const AttentionForward& p, CUstream_st* stream) {
+  const std::string_view why = why_not(p);
+  NATSLM_CHECK(why.empty(), "attention_forward (sm90): ", why, "; got batch ", p.batch,
+               ", q_heads ", p.q_heads, ", kv_heads ", p.kv_heads, ", tokens ", p.tokens,
+               ", head_dim ", p.head_dim, ", scale ", p.scale);
+  if (p.batch == 0 || p.tokens == 0) return;
+  NATSLM_CHECK(p.workspace && reinterpret_cast<uintptr_t>(p.workspace) % kWorkspaceAlignment == 0,
+               "attention_forward (sm90): workspace must be ", workspace_bytes(p),
+               " bytes of device memory, 256-byte aligned");
+
+  const PlanShape shape = plan_of(p);
+  ForwardArguments a{};
+  a.next_item = static_cast<int32_t*>(p.workspace);
+  NATSLM_CUDA(cudaMemsetAsync(a.next_item, 0, sizeof(*a.next_item), stream));
+  const Keys keys =
+      prepare(p, shape, static_cast<char*>(p.workspace) + kWorkspaceAlignment, a, stream);
+
+  a.q = query_map(p, shape.tile_queries);
+  a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);
+  a.v = key_map(p, keys.v, keys.v_stride, kTileKeys);
+  a.k_piece = key_map(p, keys.k, keys.k_stride, kPieceKeys);
+  a.v_piece = key_map(p, keys.v, keys.v_stride, kPieceKeys);
+  a.lengths = p.lengths;
+  a.work_items = static_cast<int32_t>(shape.work_items());
+  a.out = static_cast<__nv_bfloat16*>(p.out);
+  a.lse = p.lse;
+  a.out_stride = p.out_stride;
+  a.kv_heads = p.kv_heads;
+  a.group = group_of(p);
+  a.tokens = p.tokens;
+  a.tiles = shape.tiles();
+  a.tile_queries = shape.tile_queries;
+  a.scale = p.scale;
+  a.scale_log2 = p.scale * std::numbers::log2e_v<float>;
+  if (p.head_dim == 64) {
+    launch_attention_forward<64>(a, multiprocessors(), stream);
+  } else {
+    launch_attention_forward<128>(a, multiprocessors(), stream);
+  }
+
+  if (!p.mass) return;
+  launch_attention_mass(
+      {static_cast<const __nv_bfloat16*>(p.q), static_cast<const __nv_bfloat16*>(keys.k),
+       p.q_stride, keys.k_stride, a.position, a.last, p.lengths, p.lse, p.mass, p.batch, p.kv_heads,
+       a.group, p.tokens, p.head_dim, a.scale_log2},
+      stream);
+}
+
+}  // namespace natslm::kernels::sm90
