@@ -52,7 +52,7 @@ struct ForwardConfig {
     // With the keys of a stage; belongs to whoever owns its part of k.
     alignas(16) int32_t position[kStages][kTileKeys];
     alignas(16) int32_t last[kStages][kTileKeys];  // -1: no key there
-    uint32_t flags[kStages];                       // KeyFlags
+    uint32_t flags[kStages];                       // see kPiecesToTest
     QueryTile query_tile;                          // belongs to whoever owns q
     uint64_t full_q, empty_q;
     uint64_t full_k[kStages], empty_k[kStages];
@@ -62,15 +62,23 @@ struct ForwardConfig {
   static_assert(kSharedBytes <= 227 * 1024, "what a block can have on compute capability 9.0");
 };
 
-// Of a key tile: bit 4p is set where a key of piece p may be hidden from a query.
+// What the consumers must know of a key tile, in one word: bit 4p is set where a key of piece p may
+// be hidden from a query; bits 1..3 are the number of pieces that hold keys, less one.
+inline constexpr uint32_t kPiecesToTest = 0x11111111u;
 inline constexpr uint32_t kLastKeyTile = 0x80000000u;
 NATSLM_HD constexpr bool piece_needs_test(uint32_t flags, int piece) {
   return (flags >> (4 * piece) & 1) != 0;
 }
+NATSLM_HD constexpr uint32_t piece_count(int pieces) {
+  return static_cast<uint32_t>(pieces - 1) << 1;
+}
+NATSLM_HD constexpr int pieces_with_keys(uint32_t flags) {
+  return static_cast<int>(flags >> 1 & 7) + 1;
+}
 // From one bit for each four keys in a row: set where all queries see all four.
 NATSLM_HD constexpr uint32_t pieces_to_test(uint32_t fours_seen) {
   const uint32_t eights = fours_seen & fours_seen >> 1;
-  return ~(eights & eights >> 2) & 0x11111111u;
+  return ~(eights & eights >> 2) & kPiecesToTest;
 }
 
 }  // namespace natslm::kernels::sm90

@@ -93,12 +93,7 @@ struct Producer {
   RingPosition<Config::kStages> ring;
   uint32_t q_parity = 0;
 
-  // What a lane knows of a key tile: keys 4 lane .. 4 lane + 3, part of piece lane / 4.
-  struct LaneKeys {
-    Piece piece;
-    int32_t position[4], last[4];
-  };
-
+  // Lane l sees to keys 4 l .. 4 l + 3 of a tile, which are in piece l / 4.
   template <class Source>
   __device__ Piece take_lane_piece(KeyCursor& cursor, Source& source, TileKeys kind,
                                    int32_t length) {
@@ -117,16 +112,26 @@ struct Producer {
     return piece;
   }
 
-  // Starts the loads of position and last, which the waits for a free stage then hide.
-  __device__ void load_lifetimes(LaneKeys& keys, int32_t head) {
-    const int64_t head_offset = int64_t{head} * a.tokens;
+  // Writes position and last of the lane's keys to the stage. Returns the flags of the tile.
+  __device__ uint32_t load_lifetimes(const Piece& piece, const QueryRange& range) {
+    const int64_t head_offset = int64_t{range.head} * a.tokens;
+    int32_t position[4], last[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int32_t place = keys.piece.row + lane % 4 * 4 + i;
-      const bool counts = place >= keys.piece.first && place < keys.piece.end;
-      keys.last[i] = counts ? a.last[head_offset + place] : -1;
-      keys.position[i] = counts && a.position ? a.position[head_offset + place] : place;
+      const int32_t place = piece.row + lane % 4 * 4 + i;
+      const bool counts = place >= piece.first && place < piece.end;
+      last[i] = counts ? a.last[head_offset + place] : -1;
+      position[i] = counts && a.position ? a.position[head_offset + place] : place;
     }
+    bool seen = true;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      seen = seen && position[i] <= range.q0 && last[i] >= range.q1;
+      shared.position[ring.stage][4 * lane + i] = position[i];
+      shared.last[ring.stage][4 * lane + i] = last[i];
+    }
+    const uint32_t pieces = __popc(__ballot_sync(~0u, piece.first < piece.end)) / 4;
+    return pieces_to_test(__ballot_sync(~0u, seen)) | piece_count(pieces);
   }
 
   // One matrix of a stage. The barrier counts kTileKeys rows whatever pieces they come in.
@@ -150,38 +155,29 @@ struct Producer {
   }
   static constexpr uint32_t kMatrixBytes = sizeof(Shared::k[0]);
 
-  __device__ void load_k(const LaneKeys& keys, TileKeys kind, bool is_last, const QueryTile& tile,
+  __device__ void load_k(const Piece& piece, TileKeys kind, bool is_last, const QueryTile& tile,
                          const QueryRange& range) {
     const int32_t stage = ring.stage;
     uint64_t& full = shared.full_k[stage];
     barrier_wait(shared.empty_k[stage], ring.parity ^ 1);
     if (lane == 0) barrier_expect_bytes(full, kMatrixBytes);
     __syncwarp();
-    load_matrix(shared.k[stage], a.k, a.k_piece, full, kind, keys.piece.row, tile);
+    load_matrix(shared.k[stage], a.k, a.k_piece, full, kind, piece.row, tile);
 
     uint32_t flags = is_last ? kLastKeyTile : 0;
-    if (kind != TileKeys::kFull) {
-      bool seen = true;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        seen = seen && keys.position[i] <= range.q0 && keys.last[i] >= range.q1;
-        shared.position[stage][4 * lane + i] = keys.position[i];
-        shared.last[stage][4 * lane + i] = keys.last[i];
-      }
-      flags |= pieces_to_test(__ballot_sync(~0u, seen));
-    }
+    flags |= kind == TileKeys::kFull ? piece_count(kTilePieces) : load_lifetimes(piece, range);
     if (lane == 0) shared.flags[stage] = flags;
     __syncwarp();
     if (lane == 0) barrier_arrive(full);
   }
 
-  __device__ void load_v(const LaneKeys& keys, TileKeys kind, const QueryTile& tile) {
+  __device__ void load_v(const Piece& piece, TileKeys kind, const QueryTile& tile) {
     const int32_t stage = ring.stage;
     uint64_t& full = shared.full_v[stage];
     barrier_wait(shared.empty_v[stage], ring.parity ^ 1);
     if (lane == 0) barrier_expect_bytes(full, kMatrixBytes);
     __syncwarp();
-    load_matrix(shared.v[stage], a.v, a.v_piece, full, kind, keys.piece.row, tile);
+    load_matrix(shared.v[stage], a.v, a.v_piece, full, kind, piece.row, tile);
     __syncwarp();
     if (lane == 0) barrier_arrive(full);
   }
@@ -214,12 +210,10 @@ struct Producer {
     // The first K before Q: a stage is free earlier than Q, which the tile before still reads.
     for (bool first = true; !cursor.done; first = false) {
       const TileKeys kind = tile_keys(cursor);
-      LaneKeys keys;
-      keys.piece = take_lane_piece(cursor, source, kind, tile.length);
-      if (kind != TileKeys::kFull) load_lifetimes(keys, range.head);
-      load_k(keys, kind, cursor.done, tile, range);
+      const Piece piece = take_lane_piece(cursor, source, kind, tile.length);
+      load_k(piece, kind, cursor.done, tile, range);
       if (first) load_q(tile);
-      load_v(keys, kind, tile);
+      load_v(piece, kind, tile);
       ring.advance();
     }
   }
@@ -266,20 +260,44 @@ __device__ inline void start_scores(float (&scores)[kTileKeys / 2], uint64_t q, 
   wgmma_commit();
 }
 
+// out += probabilities * V for piece `step` of a key tile.
+template <class Config>
+__device__ inline void add_piece(float (&out)[Config::kHeadDim / 2],
+                                 const uint32_t (&probabilities)[kTileKeys / 4], uint64_t v,
+                                 int step) {
+  static_assert(kPieceKeys == 16, "the depth of a multiplication");
+  const uint64_t rows = advance(v, step * kPieceKeys * sizeof(Config::Shared::v[0][0][0]));
+  if constexpr (Config::kHeadDim == 64) {
+    wgmma_m64n64k16(out, probabilities + 4 * step, rows);
+  } else {
+    wgmma_m64n128k16(out, probabilities + 4 * step, rows);
+  }
+}
+
 // out += probabilities * V, one group of multiplications.
 template <class Config>
 __device__ inline void start_output(float (&out)[Config::kHeadDim / 2],
                                     const uint32_t (&probabilities)[kTileKeys / 4], uint64_t v) {
   wgmma_begin();
 #pragma unroll
-  for (int step = 0; step < kTileKeys / 16; ++step) {
-    const uint64_t rows = advance(v, step * 16 * kSwizzleColumns * 2);
-    if constexpr (Config::kHeadDim == 64) {
-      wgmma_m64n64k16(out, probabilities + 4 * step, rows);
-    } else {
-      wgmma_m64n128k16(out, probabilities + 4 * step, rows);
+  for (int step = 0; step < kTilePieces; ++step) add_piece<Config>(out, probabilities, v, step);
+  wgmma_commit();
+}
+
+// The same for the first `pieces`, as a last tile may hold few. (The compiler wants a begin around
+// each multiplication that may be skipped.)
+template <class Config>
+__device__ inline void start_last_output(float (&out)[Config::kHeadDim / 2],
+                                         const uint32_t (&probabilities)[kTileKeys / 4], uint64_t v,
+                                         int pieces) {
+#pragma unroll
+  for (int step = 0; step < kTilePieces; ++step) {
+    if (step < pieces) {
+      wgmma_begin();
+      add_piece<Config>(out, probabilities, v, step);
     }
   }
+  wgmma_begin();
   wgmma_commit();
 }
 
@@ -287,6 +305,7 @@ __device__ inline void start_output(float (&out)[Config::kHeadDim / 2],
 __device__ inline void hide(float (&scores)[kTileKeys / 2], uint32_t flags,
                             const int32_t (&position)[kTileKeys], const int32_t (&last)[kTileKeys],
                             const int32_t (&queries)[2]) {
+  if (!(flags & kPiecesToTest)) return;
   const int32_t column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int piece = 0; piece < kTilePieces; ++piece) {
@@ -510,7 +529,7 @@ struct Consumer {
       round_probabilities(probabilities, scores);
     }
     barrier_wait(shared.full_v[v_ring.stage], v_ring.parity);
-    start_output<Config>(out, probabilities, v());
+    start_last_output<Config>(out, probabilities, v(), pieces_with_keys(flags));
     wgmma_wait<0>();
     fence_registers(out);
     hand_back(shared.empty_v[v_ring.stage]);

@@ -77,10 +77,6 @@ __device__ inline void named_barrier_arrive(uint32_t id, uint32_t threads) {
 // ---- TMA. One thread issues a copy; the barrier counts its bytes, those of coordinates outside
 // the tensor too (these read as zero). Coordinates: innermost dimension first. ----
 
-__device__ inline void tma_prefetch_map(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 __device__ inline void tma_load(void* to, const CUtensorMap& map, uint64_t& barrier, int32_t c0,
                                 int32_t c1, int32_t c2, int32_t c3) {
   asm volatile(
@@ -147,7 +143,7 @@ __device__ inline void fence_registers(float (&registers)[kCount]) {
       "+f"(d[i + 6]), "+f"(d[i + 7])
 
 // d (+)= A * B: A [64][16] and B [16][128], both in shared memory with K contiguous.
-__device__ inline void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+__device__ inline void wgmma_m64n128k16(float* d, uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
@@ -162,7 +158,7 @@ __device__ inline void wgmma_m64n128k16(float (&d)[64], uint64_t a, uint64_t b, 
 }
 
 // d += A * B: A [64][16] in registers, B [16][64] in shared memory with N contiguous.
-__device__ inline void wgmma_m64n64k16(float (&d)[32], const uint32_t* a, uint64_t b) {
+__device__ inline void wgmma_m64n64k16(float* d, const uint32_t* a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
@@ -173,7 +169,7 @@ __device__ inline void wgmma_m64n64k16(float (&d)[32], const uint32_t* a, uint64
 }
 
 // d += A * B: A [64][16] in registers, B [16][128] in shared memory with N contiguous.
-__device__ inline void wgmma_m64n128k16(float (&d)[64], const uint32_t* a, uint64_t b) {
+__device__ inline void wgmma_m64n128k16(float* d, const uint32_t* a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
