@@ -64,15 +64,17 @@ function(natslm_test name)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_DEPENDS} natslm_test_support natslm_warnings
                         GTest::gtest_main GTest::gmock)
-  add_test(NAME ${name} COMMAND ${name})
   if(NOT arg_LABELS)
     set(arg_LABELS fast)
   endif()
+  if("gpu" IN_LIST arg_LABELS)
+    add_test(NAME ${name} COMMAND ${PROJECT_SOURCE_DIR}/tests/support/gpu_test $<TARGET_FILE:${name}>)
+    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)  # a GPU has no room for two
+  else()
+    add_test(NAME ${name} COMMAND ${name})
+  endif()
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 600)
-  endif()
-  if("gpu" IN_LIST arg_LABELS)  # one at a time: a GPU has no room for two
-    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "ASAN_OPTIONS=detect_leaks=0;UBSAN_OPTIONS=print_stacktrace=1:suppressions=${PROJECT_SOURCE_DIR}/tests/support/sanitizers.supp")

@@ -4,7 +4,8 @@
 //   kernels_gpu_test --smoke           the simplest problems first: what to run on new kernels
 //   NATSLM_GPU_CASES=10000 kernels_gpu_test     that many random problems (200), from seed
 //                                               NATSLM_GPU_FIRST (1)
-//   NATSLM_GPU_ONLY="sm90 forward" kernels_gpu_test   only what has this in its name
+//   NATSLM_GPU_PATIENCE=600       seconds after which a problem counts as hung, for slow checking
+//   tools NATSLM_GPU_ONLY="sm90 forward" kernels_gpu_test   only what has this in its name
 //
 // Without a GPU only the CPU kernels go through all this, which tests the test.
 // SPDX-License-Identifier: Apache-2.0
@@ -31,9 +32,10 @@
 namespace natslm::test {
 namespace {
 
-constexpr int kPatience = 90;   // seconds without a word from a child: it hangs
-constexpr int kStopAfter = 3;   // failing problems of a combination
-constexpr size_t kBatch = 256;  // problems prepared at a time: they take memory
+constexpr int kPatience = 30;  // seconds that a problem may take on the device: longer is a hang
+constexpr int kLongPatience = 150;  // with rows in double precision
+constexpr int kStopAfter = 3;       // failing problems of a combination
+constexpr size_t kBatch = 256;      // problems prepared at a time: they take memory
 
 // ------------------------------------------------------------------ what is tested
 
@@ -246,7 +248,8 @@ struct Problem {
 };
 
 // One line a combination; failures are reported to GoogleTest.
-void run_problems(const char* kind, const std::vector<Problem>& problems) {
+void run_problems(const char* kind, const std::vector<Problem>& problems, int patience) {
+  if (const char* wanted = std::getenv("NATSLM_GPU_PATIENCE")) patience = std::atoi(wanted);
   for (const Combination& combination : combinations()) {
     const std::string name = combination.name();
     if (given_up().contains(name)) continue;
@@ -272,7 +275,7 @@ void run_problems(const char* kind, const std::vector<Problem>& problems) {
           for (const auto& [output, share] : shares) text << " " << output << " " << share;
           messages.note(text.str());
         },
-        kPatience);
+        patience);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
     std::printf("%-8s %-24s %5zu problems %7.1f s  %s%s%s\n", kind, name.c_str(), problems.size(),
                 spent.count(), result.failures.empty() ? "ok" : "FAILED",
@@ -312,7 +315,7 @@ void run_cases(const char* kind, const std::vector<CaseWithOptions>& cases) {
                                          : check_forward(*p, memory, combination, shares);
            }});
     }
-    run_problems(kind, problems);
+    run_problems(kind, problems, kPatience);
   }
 }
 
@@ -555,34 +558,35 @@ TEST(GpuAttention, SampledRowsOfLongProblemsAreRight) {
            return check_long(problem, memory, combination, shares);
          }});
   }
-  run_problems("long", list);
+  run_problems("long", list, kLongPatience);
 }
 
 TEST(GpuAttention, SaysWhatItCannotDo) {
   if (!no_gpu().empty()) GTEST_SKIP() << no_gpu();
-  run_problems("refusals", {{"shapes outside the contract",
-                             [](Memory&, const Combination& combination, Shares&) -> std::string {
-                               const auto good = one_token<kernels::AttentionForward>();
-                               const auto accepts = [&](kernels::AttentionForward p) {
-                                 return combination.backend->forward_why_not(p).empty();
-                               };
-                               std::string text;
-                               if (combination.backward) return text;
-                               auto p = good;
-                               p.head_dim = 80;
-                               if (accepts(p)) text += "\n  takes head_dim 80";
-                               p = good;
-                               p.dtype = DType::kFloat32;
-                               if (accepts(p)) text += "\n  takes float32";
-                               p = good;
-                               p.q_heads = 9;
-                               if (accepts(p)) text += "\n  takes a group of 9";
-                               p = good;
-                               p.k_stride.token = 65;
-                               if (accepts(p))
-                                 text += "\n  takes rows that are not 16-byte aligned";
-                               return text;
-                             }}});
+  run_problems("refusals",
+               {{"shapes outside the contract",
+                 [](Memory&, const Combination& combination, Shares&) -> std::string {
+                   const auto good = one_token<kernels::AttentionForward>();
+                   const auto accepts = [&](kernels::AttentionForward p) {
+                     return combination.backend->forward_why_not(p).empty();
+                   };
+                   std::string text;
+                   if (combination.backward) return text;
+                   auto p = good;
+                   p.head_dim = 80;
+                   if (accepts(p)) text += "\n  takes head_dim 80";
+                   p = good;
+                   p.dtype = DType::kFloat32;
+                   if (accepts(p)) text += "\n  takes float32";
+                   p = good;
+                   p.q_heads = 9;
+                   if (accepts(p)) text += "\n  takes a group of 9";
+                   p = good;
+                   p.k_stride.token = 65;
+                   if (accepts(p)) text += "\n  takes rows that are not 16-byte aligned";
+                   return text;
+                 }}},
+               kPatience);
 }
 
 // ------------------------------------------------------------------ what the tests stand on

@@ -79,7 +79,8 @@ HostKeyOrder order_keys(const AttentionCase& c, const std::vector<int32_t>& last
     std::vector<int32_t> segment[KeyOrder::kSegments];
     int32_t longest = std::numeric_limits<int32_t>::min();
     for (int32_t j = 0; j < length; ++j) {
-      if (lives[j] == kForever) {
+      const bool stays = lives[j] >= kOpenEnded;
+      if (stays && (segment[0].empty() || lives[segment[0].back()] <= lives[j])) {
         segment[0].push_back(j);
       } else if (lives[j] >= longest && int64_t{lives[j]} - j > brief && brief >= 0) {
         segment[1].push_back(j);
@@ -102,7 +103,7 @@ HostKeyOrder order_keys(const AttentionCase& c, const std::vector<int32_t>& last
 
 DeviceProblem::DeviceProblem(const AttentionCase& c, const BackwardOptions& backward)
     : inputs(c), options(backward), horizons(inputs.horizons) {
-  // Each seed one of three orders: as roles would give it, brief keys apart, one segment.
+  // One of three orders: without the second segment, as roles give it, with the longest second one.
   const int32_t brief = c.seed % 3 == 0 ? -1 : c.seed % 3 == 1 ? c.window : 0;
   order = order_keys(c, inputs.last, inputs.lengths, brief);
   horizons.insert(horizons.end(), inputs.last.begin(), inputs.last.end());

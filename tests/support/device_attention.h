@@ -37,7 +37,8 @@ struct HostKeyOrder {
   std::vector<int32_t> ends;   // [B, Hkv, 3]
   int32_t reach = 0;
 };
-// `brief`: keys whose last - position is at most this go straight to the rest. -1: none do.
+// `brief`: keys whose last - position is at most this go straight to the rest; -1: all but those
+// that live for ever do.
 HostKeyOrder order_keys(const AttentionCase& c, const std::vector<int32_t>& last,
                         const std::vector<int32_t>& lengths, int32_t brief);
 
