@@ -1,6 +1,7 @@
 // The GPU backends of a build without CUDA: each says so, so that no caller needs an #ifdef.
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/kernels/attention_backward.h"
+#include "natslm/kernels/attention_decode.h"
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/checks.h"
 
@@ -28,6 +29,8 @@ NATSLM_WITHOUT_CUDA(cuda, AttentionForward)
 NATSLM_WITHOUT_CUDA(sm90, AttentionForward)
 NATSLM_WITHOUT_CUDA(cuda, AttentionBackward)
 NATSLM_WITHOUT_CUDA(sm90, AttentionBackward)
+NATSLM_WITHOUT_CUDA(cuda, AttentionDecode)
+NATSLM_WITHOUT_CUDA(sm90, AttentionDecode)
 
 #undef NATSLM_WITHOUT_CUDA
 

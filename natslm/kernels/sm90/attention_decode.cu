@@ -1,0 +1,287 @@
+// Attention over cached pages on Hopper: one warp of a block asks the copy engine for whole pages,
+// four compute. Pages of the items to come are on their way while results of the last one are put
+// together, so the memory never waits.
+//
+// The fetching warp alone decides what is done. It hands out items through a ring of kItems, the
+// last of them empty to say so, and then an item's pages through a ring of kStages; each computing
+// warp waits for every item and every page of it in that order, and says when it is done with each.
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "natslm/kernels/cuda/attention_decode.cuh"
+#include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/decode_checks.h"
+
+namespace natslm::kernels::sm90 {
+namespace {
+
+using cuda::DecodeLaunch;
+using cuda::DecodePart;
+using cuda::Item;
+using cuda::ItemTable;
+using cuda::kComputeWarps;
+using cuda::kNoList;
+using cuda::kWarp;
+using cuda::MergeBuffer;
+using cuda::SharedPage;
+using cuda::WarpRows;
+
+template <int kHeadDim>
+struct Config {
+  // A warpgroup that fetches (one warp of it; registers are handed over by whole warpgroups) and
+  // one that computes.
+  static constexpr int kThreads = 2 * kComputeWarps * kWarp;
+  static constexpr int kBlocks = 2;  // per multiprocessor: one computes while the other waits
+  static constexpr int kFetchRegisters = 56, kComputeRegisters = 184;
+  static_assert(kBlocks * (kThreads / 2) * (kFetchRegisters + kComputeRegisters) <= 65536);
+  // 2 x 2 x 33 KB or 2 x 3 x 17 KB on their way per multiprocessor; some 40 KB hide the latency of
+  // the memory at full rate.
+  static constexpr int kStages = kHeadDim == 128 ? 2 : 3;
+  static constexpr int kItems = 2;
+  struct Shared {
+    SharedPage<kHeadDim> page[kStages];
+    MergeBuffer<kHeadDim> merge;
+    ItemTable items;
+    Item item[kItems];  // list is kNoList in the last one
+    // Of a page or an item: it is there; the computing warps are done with it.
+    uint64_t page_full[kStages], page_empty[kStages];
+    uint64_t item_full[kItems], item_empty[kItems];
+  };
+  static_assert(kBlocks * (sizeof(Shared) + 1024) <= 227 * 1024);
+};
+
+__device__ inline void init_barrier(uint64_t& barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(cuda::shared_address(&barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+// Makes initialised barriers known to the copy engine.
+__device__ inline void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void arrive(uint64_t& barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(cuda::shared_address(&barrier))
+               : "memory");
+}
+// Arrives and lets the barrier wait for `bytes` more to be copied.
+__device__ inline void arrive_expecting(uint64_t& barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   cuda::shared_address(&barrier)),
+               "r"(bytes)
+               : "memory");
+}
+// Waits for the end of the barrier's phase of this parity.
+__device__ inline void wait(uint64_t& barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(cuda::shared_address(&barrier)),
+      "r"(parity)
+      : "memory");
+}
+// Copies `bytes` (a multiple of 16) and tells the barrier.
+__device__ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(cuda::shared_address(to)),
+      "l"(from), "r"(bytes), "r"(cuda::shared_address(&barrier))
+      : "memory");
+}
+// The warpgroup gives registers away, or waits until it can have so many.
+template <int kRegisters>
+__device__ inline void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+// Lets the computing warps wait for each other.
+struct ComputeBarrier {
+  __device__ void operator()() const {
+    asm volatile("bar.sync 1, %0;" ::"n"(kComputeWarps * kWarp) : "memory");
+  }
+};
+
+// The places of a ring in turn.
+template <int kPlaces>
+struct Turn {
+  int place = 0;
+  uint32_t phase = 0;  // parity of the number of times that all places were used
+  __device__ void next() {
+    if (++place == kPlaces) {
+      place = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// One warp. A barrier's phase before its first counts as ended: nothing waits for an empty place in
+// the first round.
+template <int kHeadDim>
+__device__ void fetch(const DecodeLaunch& l, typename Config<kHeadDim>::Shared& shared) {
+  using C = Config<kHeadDim>;
+  const int lane = cuda::lane_id();
+  const int32_t items = shared.items.start[l.lists];
+  Turn<C::kStages> stage;
+  Turn<C::kItems> turn;
+  for (int32_t index = static_cast<int32_t>(blockIdx.x);;
+       index += static_cast<int32_t>(gridDim.x)) {
+    Item item;
+    item.list = kNoList;
+    if (index < items) item = cuda::item_at(l, shared.items, index);
+    if (lane == 0) {
+      wait(shared.item_empty[turn.place], turn.phase ^ 1);
+      shared.item[turn.place] = item;
+      arrive(shared.item_full[turn.place]);
+    }
+    __syncwarp();
+    if (item.list == kNoList) return;
+    turn.next();
+#pragma unroll 1
+    for (int32_t first = item.page; first < item.page_end; first += kWarp) {
+      const int32_t pages = min(kWarp, item.page_end - first);
+      // One load brings the addresses of 32 pages.
+      const auto mine =
+          reinterpret_cast<unsigned long long>(lane < pages ? item.pages[first + lane] : nullptr);
+#pragma unroll 1
+      for (int32_t i = 0; i < pages; ++i) {
+        const auto* page =
+            reinterpret_cast<const void*>(__shfl_sync(~0u, mine, static_cast<int>(i)));
+        if (lane == 0) {
+          wait(shared.page_empty[stage.place], stage.phase ^ 1);
+          arrive_expecting(shared.page_full[stage.place], SharedPage<kHeadDim>::kBytes);
+          copy_bulk(shared.page[stage.place].bytes, page, SharedPage<kHeadDim>::kBytes,
+                    shared.page_full[stage.place]);
+        }
+        __syncwarp();
+        stage.next();
+      }
+    }
+  }
+}
+
+template <int kHeadDim>
+__device__ void compute(const DecodeLaunch& l, typename Config<kHeadDim>::Shared& shared,
+                        int warp) {
+  using C = Config<kHeadDim>;
+  Turn<C::kStages> stage;
+  Turn<C::kItems> turn;
+  while (true) {
+    wait(shared.item_full[turn.place], turn.phase);
+    const Item& item = shared.item[turn.place];
+    if (item.list == kNoList) return;
+    const int32_t first = item.first_row + (item.few() ? 0 : 16 * warp);
+    WarpRows<kHeadDim> rows;
+    const bool has_rows = rows.load(l, item, first);
+    const int32_t page_end = item.page_end;
+    for (int32_t page = item.page; page < page_end; ++page) {
+      wait(shared.page_full[stage.place], stage.phase);
+      if (has_rows) {
+        cuda::attend_page(shared.page[stage.place], item, page, l.scale_log2, warp, rows);
+      }
+      __syncwarp();
+      if (cuda::lane_id() == 0) arrive(shared.page_empty[stage.place]);
+      stage.next();
+    }
+    if (item.few()) {
+      cuda::store_few(l, item, warp, rows, shared.merge, ComputeBarrier());
+    } else if (has_rows) {
+      cuda::store_many(l, item, first, rows);
+    }
+    __syncwarp();
+    if (cuda::lane_id() == 0) arrive(shared.item_empty[turn.place]);
+    turn.next();
+  }
+}
+
+template <int kHeadDim>
+__global__ void __launch_bounds__(Config<kHeadDim>::kThreads, Config<kHeadDim>::kBlocks)
+    attention_decode_kernel(const DecodeLaunch l) {
+  using C = Config<kHeadDim>;
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto& shared = *reinterpret_cast<typename C::Shared*>(memory);
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < C::kStages; ++stage) {
+      init_barrier(shared.page_full[stage], 1);
+      init_barrier(shared.page_empty[stage], kComputeWarps);
+    }
+    for (int turn = 0; turn < C::kItems; ++turn) {
+      init_barrier(shared.item_full[turn], 1);
+      init_barrier(shared.item_empty[turn], kComputeWarps);
+    }
+    publish_barriers();
+  }
+  cuda::wait_for_previous_kernel();
+  cuda::allow_next_kernel();
+  cuda::fill_items<C::kThreads>(l, shared.items);  // ends with a barrier
+  if (blockIdx.x == 0) {
+    for (int32_t list = static_cast<int32_t>(threadIdx.x); list < l.lists; list += C::kThreads) {
+      l.part_start[list] = shared.items.part_start[list];
+    }
+  }
+  const int warp = cuda::warp_id();
+  if (warp < kComputeWarps) {
+    grow_registers<C::kComputeRegisters>();
+    compute<kHeadDim>(l, shared, warp);
+  } else {
+    shrink_registers<C::kFetchRegisters>();
+    if (warp == kComputeWarps) fetch<kHeadDim>(l, shared);
+  }
+}
+
+template <int kHeadDim>
+void launch(const DecodePart& part, CUstream_st* stream) {
+  using C = Config<kHeadDim>;
+  const auto kernel = attention_decode_kernel<kHeadDim>;
+  const int bytes = static_cast<int>(sizeof(typename C::Shared));
+  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  int device = 0, processors = 0;
+  NATSLM_CUDA(cudaGetDevice(&device));
+  NATSLM_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  cudaLaunchConfig_t config{};
+  config.gridDim =
+      dim3(static_cast<unsigned>(std::min<int64_t>(part.most_items, C::kBlocks * processors)));
+  config.blockDim = dim3(C::kThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  NATSLM_CUDA(cudaLaunchKernelEx(&config, kernel, part.launch));
+}
+
+}  // namespace
+
+std::string_view why_not(const AttentionDecode& p) {
+  if (const std::string_view why = cuda::why_not_gpu(p); !why.empty()) return why;
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+    return "there is no usable GPU";
+  }
+  // Compiled for 9.0a alone.
+  return major == 9 ? "" : "the GPU must have compute capability 9.0";
+}
+
+size_t workspace_bytes(const AttentionDecode& p) {
+  return cuda::decode_workspace_bytes(p);
+}
+
+void run(const AttentionDecode& p, CUstream_st* stream) {
+  check_decode_supported("attention_decode (sm90)", why_not(p), p);
+  for (const DecodePart& part : cuda::decode_parts(p)) {
+    if (part.most_items > 0) {
+      (p.head_dim == 64 ? launch<64> : launch<128>)(part, stream);
+      if (part.may_be_cut) cuda::launch_combine(part, p.head_dim, true, stream);
+    }
+    if (p.mass) cuda::launch_mass(part, p.head_dim, p.max_count, stream);
+  }
+}
+
+}  // namespace natslm::kernels::sm90
