@@ -13,6 +13,7 @@
 #include "natslm/base/error.h"
 #include "natslm/cache/head_store.h"
 #include "natslm/cache/page_pool.h"
+#include "natslm/cache/page_storage.h"
 #include "natslm/cache/renumbered.h"
 #include "natslm/ops/decode.h"
 
@@ -41,6 +42,20 @@ void check_shape(const Shape& shape) {
                " query heads cannot share ", shape.kv_heads, " KV heads evenly");
   NATSLM_CHECK(shape.head_dim % 8 == 0 && shape.head_dim <= 256,
                "cache: head size must be a multiple of 8 up to 256, got ", shape.head_dim);
+  ops::dtype_of(shape.dtype);  // says what types there are
+  if (shape.device.is_cpu()) return;
+  NATSLM_CHECK(shape.device.is_cuda(), "cache: there is no cache on device ", shape.device.str(),
+               "; use cpu or cuda");
+  NATSLM_CHECK(shape.dtype == at::kBFloat16, "cache: on a GPU keys are stored as bfloat16, not ",
+               toString(shape.dtype));
+  kernels::AttentionDecode decode;
+  decode.q_heads = shape.q_heads;
+  decode.kv_heads = shape.kv_heads;
+  decode.head_dim = shape.head_dim;
+  decode.dtype = DType::kBFloat16;
+  const std::string_view why = kernels::cuda::why_not(decode);
+  NATSLM_CHECK(why.empty(), "cache: ", why, "; got ", shape.q_heads, " query and ", shape.kv_heads,
+               " KV heads of ", shape.head_dim);
 }
 
 }  // namespace
@@ -50,13 +65,19 @@ struct KvCache::Impl {
        std::pmr::memory_resource* memory)
       : shape(its_shape),
         policy(std::move(its_policy)),
-        layout{shape.head_dim, static_cast<int32_t>(size_of(ops::dtype_of(shape.dtype)))},
-        pool(kernels::page_bytes(shape.head_dim, ops::dtype_of(shape.dtype)), memory) {}
+        own_memory(memory || shape.device.is_cpu() ? nullptr : make_device_memory(shape.device)),
+        pool(page_sizes(shape).first, page_sizes(shape).second,
+             memory       ? memory
+             : own_memory ? own_memory.get()
+                          : std::pmr::new_delete_resource()),
+        storage(shape.device.is_cpu() ? make_host_storage(shape)
+                                      : make_device_storage(shape, policy->edits_stored())) {}
 
   ~Impl() {
     for (Sequence& sequence : sequences) {
-      for (HeadStore& head : sequence.heads) head.clear(pool);
+      for (HeadStore& head : sequence.heads) head.clear(evicted);
     }
+    give_back();
   }
 
   Sequence& sequence(int32_t slot) {
@@ -75,21 +96,36 @@ struct KvCache::Impl {
     return all;
   }
 
+  // What is known of a head's keys, on the host and in its pages.
+  int64_t metadata_of(const HeadStore& head) const {
+    return head.metadata_bytes() + std::ssize(head.pages()) * pool.metadata_bytes();
+  }
   // Runs `change` on one head and keeps the totals exact.
   template <class Change>
   void account(HeadStore& head, const Change& change) {
-    const int64_t keys = head.count(), metadata = head.metadata_bytes();
+    const int64_t keys = head.count(), metadata = metadata_of(head);
     change();
     live_keys += head.count() - keys;
-    metadata_bytes += head.metadata_bytes() - metadata;
+    metadata_bytes += metadata_of(head) - metadata;
+  }
+  // Does what evictions left to do.
+  void give_back() {
+    storage->move(evicted.moves);
+    for (void* page : evicted.pages) pool.give_back(page);
+    evicted.clear();
   }
 
-  int64_t key_bytes() const { return int64_t{2} * shape.head_dim * layout.element_bytes; }
+  int64_t key_bytes() const { return pool.key_bytes() / kernels::kPageKeys; }
   Usage usage() const {
-    return {live_keys, live_keys * key_bytes(), pool.held_bytes(), metadata_bytes};
+    int64_t metadata = metadata_bytes;
+    for (size_t slot = 0; slot < sequences.size(); ++slot) {
+      metadata += storage->table_bytes(static_cast<int32_t>(slot));
+    }
+    return {live_keys, live_keys * key_bytes(), pool.held_bytes(), metadata};
   }
 
   void check_step(int32_t layer, const Step& step, const LayerInput& input);
+  // Decides the lifetimes of a sequence's new keys; the lists know them then, the pages not yet.
   void append(int32_t layer, int32_t slot, int32_t begin, int32_t rows, const LayerInput& input,
               const at::Tensor& k, const at::Tensor& v);
   void keep_queries(int32_t layer, const Step& step, const at::Tensor& q);
@@ -100,8 +136,10 @@ struct KvCache::Impl {
 
   Shape shape;
   std::unique_ptr<Policy> policy;
-  PageLayout layout;
+  std::unique_ptr<std::pmr::memory_resource> own_memory;
   PagePool pool;
+  std::unique_ptr<PageStorage> storage;
+  Evicted evicted;  // empty between calls
   std::vector<Sequence> sequences;
   int32_t next_layer = 0;  // of the step under way
   int64_t live_keys = 0, metadata_bytes = 0;
@@ -151,19 +189,11 @@ void KvCache::Impl::append(int32_t layer, int32_t slot, int32_t begin, int32_t r
 
   const int32_t* last = fresh.last.const_data_ptr<int32_t>();
   for (int32_t h = 0; h < shape.kv_heads; ++h) {
-    FreshRows row;
-    const int64_t at =
-        (int64_t{begin} * shape.kv_heads + h) * shape.head_dim * layout.element_bytes;
-    row.k = static_cast<const char*>(k.const_data_ptr()) + at;
-    row.v = static_cast<const char*>(v.const_data_ptr()) + at;
-    row.row_stride = int64_t{shape.kv_heads} * shape.head_dim;
-    row.count = rows;
-    row.first_position = fresh.first_position;
-    row.last = last + int64_t{h} * rows;
     HeadStore& head = heads(slot, layer)[h];
     account(head, [&] {
       head.reserve(pool, rows);
-      head.append(layout, row, policy->wants_mass());
+      head.append(fresh.first_position, {last + int64_t{h} * rows, static_cast<size_t>(rows)},
+                  policy->wants_mass());
     });
   }
 }
@@ -207,7 +237,7 @@ std::vector<std::vector<int32_t>> KvCache::Impl::selected(int32_t layer, const S
 
 void KvCache::Impl::evict(int32_t slot, int32_t layer, int32_t now) {
   for (HeadStore& head : heads(slot, layer)) {
-    account(head, [&] { head.evict(pool, layout, now, policy->edits_stored()); });
+    account(head, [&] { head.evict(now, policy->edits_stored(), evicted); });
   }
 }
 
@@ -228,34 +258,35 @@ at::Tensor KvCache::Impl::attend(int32_t layer, const Step& step, const LayerInp
   const at::Tensor q = prepared(input.q, !renumbers), k = prepared(input.k, !renumbers);
   const at::Tensor v = prepared(input.v, false);
 
+  std::vector<StepList> lists;
   for (size_t s = 0; s < step.slots.size(); ++s) {
-    const int32_t rows = step.row_start[s + 1] - step.row_start[s];
-    if (rows > 0) append(layer, step.slots[s], step.row_start[s], rows, input, k, v);
+    const int32_t slot = step.slots[s], rows = step.row_start[s + 1] - step.row_start[s];
+    for (int32_t h = 0; h < shape.kv_heads; ++h) {
+      HeadStore& head = heads(slot, layer)[h];
+      lists.push_back({&head, slot, layer, h, head.count(), {}});
+    }
+    if (rows > 0) append(layer, slot, step.row_start[s], rows, input, k, v);
   }
+  const StepRows rows{step.row_start, row_position};
+  storage->store(lists, rows, k, v);
   raise_to(peak, usage());
   keep_queries(layer, step, q);
 
-  std::vector<kernels::CachedKeys> keys;
-  for (const int32_t slot : step.slots) {
-    for (HeadStore& head : heads(slot, layer)) keys.push_back(head.cached(mass));
-  }
   std::vector<std::vector<int32_t>> lasts;
   if (policy->selects()) lasts = selected(layer, step, q);
-  for (size_t i = 0; i < lasts.size(); ++i) keys[i].last = lasts[i].data();
-  const at::Tensor out =
-      renumbers
-          ? attend_renumbered(*policy, input.rotate, input.rotary_positions, q, step.row_start,
-                              row_position, keys, shape.kv_heads, input.scale)
-          : ops::attend_pages(q, step.row_start, row_position, keys, shape.kv_heads, input.scale);
+  for (size_t i = 0; i < lasts.size(); ++i) lists[i].selected = lasts[i];
+  const at::Tensor out = renumbers ? attend_renumbered(*policy, *storage, input, lists, rows, q)
+                                   : storage->attend(lists, rows, q, input.scale, mass);
 
   for (size_t s = 0; s < step.slots.size(); ++s) {
-    const int32_t slot = step.slots[s], rows = step.row_start[s + 1] - step.row_start[s];
-    if (rows == 0) continue;
-    const int32_t now = sequences[slot].length + rows;
+    const int32_t slot = step.slots[s], fresh = step.row_start[s + 1] - step.row_start[s];
+    if (fresh == 0) continue;
+    const int32_t now = sequences[slot].length + fresh;
     std::vector<StoredKeys> after = stored(slot, layer);
     policy->after_step(slot, layer, now, after);
     evict(slot, layer, now);
   }
+  give_back();
   next_layer = layer + 1 == shape.layers ? 0 : layer + 1;
   return out.to(input.q.scalar_type());
 }
@@ -283,8 +314,10 @@ int32_t KvCache::add_sequence() {
 void KvCache::remove_sequence(int32_t slot) {
   Sequence& sequence = impl_->sequence(slot);
   for (HeadStore& head : sequence.heads) {
-    impl_->account(head, [&] { head.clear(impl_->pool); });
+    impl_->account(head, [&] { head.clear(impl_->evicted); });
   }
+  impl_->give_back();
+  impl_->storage->forget(slot);
   sequence = Sequence();
   impl_->policy->reset(slot);
   impl_->next_layer = 0;  // if a step failed half-way, its sequences are removed and all is well
@@ -318,6 +351,7 @@ void KvCache::finish_prefill(int32_t slot) {
     std::vector<StoredKeys> stored = impl_->stored(slot, layer);
     impl_->policy->on_prefill_end(recent, stored);
     impl_->evict(slot, layer, sequence.length);
+    impl_->give_back();
   }
 }
 
@@ -329,9 +363,10 @@ Usage KvCache::usage(int32_t slot) const {
   Usage usage;
   for (const HeadStore& head : impl_->sequence(slot).heads) {
     usage.live_keys += head.count();
-    usage.held_bytes += std::ssize(head.pages()) * impl_->pool.page_bytes();
-    usage.metadata_bytes += head.metadata_bytes();
+    usage.held_bytes += std::ssize(head.pages()) * impl_->pool.key_bytes();
+    usage.metadata_bytes += impl_->metadata_of(head);
   }
+  usage.metadata_bytes += impl_->storage->table_bytes(slot);
   usage.live_bytes = usage.live_keys * impl_->key_bytes();
   return usage;
 }

@@ -22,6 +22,7 @@ namespace natslm::cache {
 struct Shape {
   int32_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0;
   at::ScalarType dtype = at::kFloat;  // float or bfloat16: of stored keys and values
+  at::Device device = at::kCPU;       // where they are stored; on a GPU as bfloat16
 };
 
 // Rotates x [n, H, D] to the positions [n] (int32); the model supplies it. Rotary: the product of a
@@ -51,15 +52,16 @@ struct Usage {
   int64_t live_keys = 0;       // over all slots, layers and KV heads
   int64_t live_bytes = 0;      // their keys and values
   int64_t held_bytes = 0;      // pages in use
-  int64_t metadata_bytes = 0;  // positions, lifetimes, scores, page tables
+  int64_t metadata_bytes = 0;  // positions, lifetimes, scores, page tables, wherever they are
 };
 
 class KvCache {
  public:
-  // `policy` is owned; pages come from `memory`, which must outlive the cache. Throws Error for
-  // impossible shapes.
+  // `policy` is owned; pages come from `memory` (of the shape's device; its memory_resource is
+  // asked for nothing but pages of one size), which must outlive the cache. Null: the heap, or a
+  // GPU's memory in large blocks through LibTorch's allocator. Throws Error for impossible shapes.
   KvCache(const Shape& shape, std::unique_ptr<Policy> policy,
-          std::pmr::memory_resource* memory = std::pmr::new_delete_resource());
+          std::pmr::memory_resource* memory = nullptr);
   ~KvCache();
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;

@@ -11,29 +11,33 @@ namespace natslm::cache {
 
 class PagePool {
  public:
-  // `memory` must outlive the pool and every page taken from it.
-  PagePool(int64_t page_bytes, std::pmr::memory_resource* memory)
-      : page_bytes_(page_bytes), memory_(memory) {}
+  // A page has `key_bytes` for keys and values and `metadata_bytes` beside them. `memory` must
+  // outlive the pool and every page taken from it.
+  PagePool(int64_t key_bytes, int64_t metadata_bytes, std::pmr::memory_resource* memory)
+      : key_bytes_(key_bytes), metadata_bytes_(metadata_bytes), memory_(memory) {}
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
   // 64-byte aligned, not initialised. Throws std::bad_alloc.
   void* take() {
-    void* page = memory_->allocate(page_bytes_, kAlignment);
+    void* page = memory_->allocate(key_bytes_ + metadata_bytes_, kAlignment);
     ++pages_;
     return page;
   }
   void give_back(void* page) {
-    memory_->deallocate(page, page_bytes_, kAlignment);
+    memory_->deallocate(page, key_bytes_ + metadata_bytes_, kAlignment);
     --pages_;
   }
 
-  int64_t page_bytes() const { return page_bytes_; }
-  int64_t held_bytes() const { return pages_ * page_bytes_; }
+  // Of one page.
+  int64_t key_bytes() const { return key_bytes_; }
+  int64_t metadata_bytes() const { return metadata_bytes_; }
+  // Of all pages that are out, their metadata not counted.
+  int64_t held_bytes() const { return pages_ * key_bytes_; }
 
  private:
   static constexpr size_t kAlignment = 64;
-  int64_t page_bytes_;
+  int64_t key_bytes_, metadata_bytes_;
   std::pmr::memory_resource* memory_;
   int64_t pages_ = 0;
 };

@@ -4,33 +4,25 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/logaddexp.h>
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <vector>
-
-#include "natslm/ops/decode.h"
 
 namespace natslm::cache {
 namespace {
 
 using kernels::CachedKeys;
 using kernels::kPageKeys;
+using kernels::PageMove;
 
-// Queries handled at once, which bounds the copies of the keys.
+// Queries of a list handled at once, and copies of keys made for all lists at once: bounds memory.
 constexpr int32_t kQueriesAtOnce = 64;
+constexpr int64_t kCopiesAtOnce = int64_t{1} << 18;
 
-// Which keys a query reads and where it sees them.
-struct Reads {
-  std::vector<int32_t> key;       // stored keys, query after query
-  std::vector<int32_t> position;  // where the query sees each
-  std::vector<int32_t> begin{0};  // query m: [begin[m], begin[m + 1])
-  void clear() { *this = Reads(); }
-};
-
-// The queries of one sequence with the keys of one KV head.
+// What the next queries of one list read and where they see it.
 //
 // Only differences of positions count. So a key that a query sees at its distance in the text needs
 // no new place: such keys are rotated once for all queries, each as far from the oldest as it is in
@@ -38,57 +30,55 @@ struct Reads {
 // context). The others ("moved", for StreamingLLM the sinks) are copied for each query that sees
 // them elsewhere, and every query becomes a sequence of its own for the kernel. The two parts are
 // merged by their log-sum-exp.
-template <class Element>
-class RenumberedHead {
+class ListPlan {
  public:
-  RenumberedHead(const Policy& policy, const Rotate& rotate, int32_t rotary_positions,
-                 const CachedKeys& keys, int32_t head_dim, at::ScalarType dtype)
-      : policy_(policy),
-        rotate_(rotate),
-        rotary_positions_(rotary_positions),
-        keys_(keys),
-        d_(head_dim),
-        dtype_(dtype) {
+  ListPlan(const Policy& policy, int32_t rotary_positions, const CachedKeys& keys)
+      : policy_(policy), rotary_positions_(rotary_positions), keys_(keys) {
     order_.resize(keys.count);
     std::iota(order_.begin(), order_.end(), 0);
     std::ranges::sort(order_, {}, [&](int32_t j) { return keys_.position[j]; });
     if (keys.mass) std::fill_n(keys.mass, keys.count, 0.0f);
   }
 
-  // How many of these queries the next attend() may take.
-  int64_t choose(std::span<const int32_t> positions) {
+  // Plans for as many of these queries, from the first on, as can be done at once; says how many.
+  int32_t choose(std::span<const int32_t> positions) {
     // The mass of a part cannot be rescaled once it is summed over queries.
     if (keys_.mass || !sort_reads(positions, true)) sort_reads(positions, false);
     const auto n = std::ssize(positions);
-    if (in_place_.empty()) return n;
-    const int32_t furthest =
-        std::max(rotary_positions_ - 1, *std::ranges::max_element(query_position_));
-    const int64_t excess = positions.back() - keys_.position[in_place_[0]] - furthest;
-    if (excess <= 0) return n;
-    const int64_t fewer = std::max<int64_t>(1, n - excess);
-    sort_reads(positions.first(fewer), true);
-    return fewer;
+    int64_t fewer = n;
+    if (!in_place_.empty()) {
+      const int32_t furthest =
+          std::max(rotary_positions_ - 1, *std::ranges::max_element(query_position_));
+      const int64_t excess = positions.back() - keys_.position[in_place_[0]] - furthest;
+      if (excess > 0) {
+        fewer = std::max<int64_t>(1, n - excess);
+        sort_reads(positions.first(fewer), true);
+      }
+    }
+    queries_.assign(positions.begin(), positions.begin() + fewer);
+    return static_cast<int32_t>(fewer);
   }
 
-  // q [n, group, D] at the positions last chosen; returns the same shape.
-  at::Tensor attend(const at::Tensor& q, std::span<const int32_t> positions, double scale) {
-    if (in_place_.empty()) return attend_moved(q, scale, nullptr);
-    if (moved_.key.empty()) return attend_in_place(q, positions, scale, nullptr);
-    at::Tensor lse_a, lse_b;
-    const at::Tensor a = attend_in_place(q, positions, scale, &lse_a);
-    const at::Tensor b = attend_moved(q, scale, &lse_b);
-    const at::Tensor lse = at::logaddexp(lse_a, lse_b);
-    const auto weighted = [&](const at::Tensor& x, const at::Tensor& part) {
-      return x.to(at::kFloat) * (part - lse).exp().nan_to_num(0).unsqueeze(2);
-    };
-    return (weighted(a, lse_a) + weighted(b, lse_b)).to(dtype_);
-  }
+  const CachedKeys& keys() const { return keys_; }
+  int64_t copies() const { return std::ssize(in_place_) + std::ssize(moved_key_); }
+  // Stored keys that some query sees in place, by position.
+  const std::vector<int32_t>& in_place() const { return in_place_; }
+  int32_t in_place_last(int32_t key) const { return in_place_last_[key]; }
+  // Stored keys that are moved, query after query: those of query m are [begin[m], begin[m + 1]).
+  const std::vector<int32_t>& moved_key() const { return moved_key_; }
+  const std::vector<int32_t>& moved_position() const { return moved_position_; }
+  const std::vector<int32_t>& moved_begin() const { return moved_begin_; }
+  // Of each query: in the text, and as the policy says.
+  const std::vector<int32_t>& queries() const { return queries_; }
+  const std::vector<int32_t>& query_position() const { return query_position_; }
 
  private:
   // Sorts what the queries read into the two parts. False if some key is in place again for a query
   // after one that saw it elsewhere, which a lifetime cannot say; without `in_place` all are moved.
   bool sort_reads(std::span<const int32_t> positions, bool in_place) {
-    moved_.clear();
+    moved_key_.clear();
+    moved_position_.clear();
+    moved_begin_ = {0};
     in_place_.clear();
     in_place_last_.assign(keys_.count, -1);
     query_position_.clear();
@@ -109,11 +99,11 @@ class RenumberedHead {
           in_place_last_[j] = i;
         } else {
           has_moved[j] = true;
-          moved_.key.push_back(j);
-          moved_.position.push_back(to);
+          moved_key_.push_back(j);
+          moved_position_.push_back(to);
         }
       }
-      moved_.begin.push_back(static_cast<int32_t>(moved_.key.size()));
+      moved_begin_.push_back(static_cast<int32_t>(moved_key_.size()));
       query_position_.push_back(query);
     }
     for (const int32_t j : order_) {
@@ -122,147 +112,154 @@ class RenumberedHead {
     return true;
   }
 
-  at::Tensor attend_in_place(const at::Tensor& q, std::span<const int32_t> positions, double scale,
-                             at::Tensor* lse) {
-    const int32_t oldest = keys_.position[in_place_[0]];
-    std::vector<int32_t> position, last, query;
-    for (const int32_t j : in_place_) {
-      position.push_back(keys_.position[j] - oldest);
-      last.push_back(in_place_last_[j] - oldest);
+  const Policy& policy_;
+  int32_t rotary_positions_;
+  CachedKeys keys_;
+  std::vector<int32_t> order_;  // stored keys by position
+  std::vector<int32_t> moved_key_, moved_position_, moved_begin_;
+  std::vector<int32_t> in_place_;
+  std::vector<int32_t> in_place_last_;  // [count] the last query that does; -1: none
+  std::vector<int32_t> queries_, query_position_;
+};
+
+// Some queries of some lists, done together.
+class Round {
+ public:
+  Round(PageStorage& storage, const LayerInput& input, std::span<ListPlan* const> plans)
+      : storage_(storage), input_(input), plans_(plans) {}
+
+  // q [queries, group, D], list after list; returns the same shape.
+  at::Tensor attend(const at::Tensor& q) const {
+    bool any_in_place = false, any_moved = false;
+    for (const ListPlan* plan : plans_) {
+      any_in_place = any_in_place || !plan->in_place().empty();
+      any_moved = any_moved || !plan->moved_key().empty();
     }
-    for (const int32_t i : positions) query.push_back(i - oldest);
-    const auto count = static_cast<int32_t>(in_place_.size());
-    const at::Tensor k = rotate(gather(in_place_), position);
-    pack(in_place_, {0, count}, k);
-    const CachedKeys list{pages_.data(), position.data(), last.data(), nullptr, count};
-    const std::vector<int32_t> rows{0, static_cast<int32_t>(query.size())};
-    return ops::attend_pages(rotate(q, query), rows, query, {&list, 1}, 1, scale, lse);
+    if (!any_in_place) return attend_moved(q, nullptr);
+    if (!any_moved) return attend_in_place(q, nullptr);
+    at::Tensor lse_a, lse_b;
+    const at::Tensor a = attend_in_place(q, &lse_a), b = attend_moved(q, &lse_b);
+    const at::Tensor lse = at::logaddexp(lse_a, lse_b);
+    const auto weighted = [&](const at::Tensor& x, const at::Tensor& part) {
+      return x.to(at::kFloat) * (part - lse).exp().nan_to_num(0).unsqueeze(2);
+    };
+    return (weighted(a, lse_a) + weighted(b, lse_b)).to(q.scalar_type());
   }
 
-  at::Tensor attend_moved(const at::Tensor& q, double scale, at::Tensor* lse) {
-    const at::Tensor k = rotate(gather(moved_.key), moved_.position);
-    pack(moved_.key, moved_.begin, k);
-    const auto n = static_cast<int32_t>(query_position_.size());
-    std::vector<int32_t> row_start(n + 1), zeros(std::max<size_t>(moved_.key.size(), n), 0);
-    std::iota(row_start.begin(), row_start.end(), 0);
-    std::vector<float> mass(keys_.mass ? moved_.key.size() : 0);
-    std::vector<CachedKeys> lists(n);
-    for (int32_t i = 0, page = 0; i < n; ++i) {
-      CachedKeys& list = lists[i];
-      list.count = moved_.begin[i + 1] - moved_.begin[i];
-      list.pages = pages_.data() + page;
-      page += (list.count + kPageKeys - 1) / kPageKeys;
-      list.position = list.last = zeros.data();  // all are visible to a query at 0
-      if (keys_.mass) list.mass = mass.data() + moved_.begin[i];
+ private:
+  at::Tensor attend_in_place(const at::Tensor& q, at::Tensor* lse) const {
+    std::vector<PageMove> keys;
+    std::vector<int32_t> begin{0}, position, last, row_start{0}, query;
+    for (const ListPlan* plan : plans_) {
+      const std::vector<int32_t>& in_place = plan->in_place();
+      const int32_t oldest = in_place.empty() ? 0 : plan->keys().position[in_place[0]];
+      for (const int32_t j : in_place) {
+        keys.push_back(place(*plan, j));
+        position.push_back(plan->keys().position[j] - oldest);
+        last.push_back(plan->in_place_last(j) - oldest);
+      }
+      begin.push_back(static_cast<int32_t>(keys.size()));
+      // Without keys in place any position does.
+      for (const int32_t i : plan->queries()) query.push_back(in_place.empty() ? 0 : i - oldest);
+      row_start.push_back(static_cast<int32_t>(query.size()));
     }
-    at::Tensor out = ops::attend_pages(rotate(q, query_position_), row_start,
-                                       std::span(zeros).first(n), lists, 1, scale, lse);
-    for (size_t m = 0; m < mass.size(); ++m) keys_.mass[moved_.key[m]] += mass[m];
+    auto [k, v] = storage_.gather(keys);
+    const PackedLists lists{rotate(k, position), v, begin, position, last, nullptr};
+    return storage_.attend(lists, {row_start, query}, rotate(q, query), input_.scale, lse);
+  }
+
+  at::Tensor attend_moved(const at::Tensor& q, at::Tensor* lse) const {
+    std::vector<PageMove> keys;
+    std::vector<int32_t> begin{0}, position, query;
+    bool with_mass = false;
+    for (const ListPlan* plan : plans_) {
+      for (const int32_t j : plan->moved_key()) keys.push_back(place(*plan, j));
+      position.insert(position.end(), plan->moved_position().begin(), plan->moved_position().end());
+      const int32_t before = begin.back();
+      for (size_t m = 1; m < plan->moved_begin().size(); ++m) {
+        begin.push_back(before + plan->moved_begin()[m]);
+      }
+      query.insert(query.end(), plan->query_position().begin(), plan->query_position().end());
+      with_mass = with_mass || plan->keys().mass;
+    }
+    // All of a list's keys are visible to its query: both are at 0.
+    const std::vector<int32_t> zeros(std::max(keys.size(), query.size()), 0);
+    std::vector<int32_t> row_start(query.size() + 1);
+    std::iota(row_start.begin(), row_start.end(), 0);
+    std::vector<float> mass(with_mass ? keys.size() : 0);
+    auto [k, v] = storage_.gather(keys);
+    PackedLists lists{rotate(k, position), v, begin, zeros, zeros, nullptr};
+    lists.position = lists.last = std::span(zeros).first(keys.size());
+    if (with_mass) lists.mass = mass.data();
+    const at::Tensor out = storage_.attend(lists, {row_start, std::span(zeros).first(query.size())},
+                                           rotate(q, query), input_.scale, lse);
+    const float* received = mass.data();
+    for (const ListPlan* plan : plans_) {
+      if (!plan->keys().mass) continue;
+      for (const int32_t j : plan->moved_key()) plan->keys().mass[j] += *received++;
+    }
     return out;
   }
 
+  static PageMove place(const ListPlan& plan, int32_t key) {
+    return {plan.keys().pages[key / kPageKeys], nullptr, key % kPageKeys, 0};
+  }
+
+  // Angles are worth more digits than keys are stored with.
   at::Tensor rotate(const at::Tensor& x, std::vector<int32_t>& positions) const {
-    if (!rotate_ || positions.empty()) return x.contiguous();
+    if (!input_.rotate || positions.empty()) return x;
     const at::Tensor at = at::from_blob(positions.data(), {std::ssize(positions)}, at::kInt);
-    return rotate_(x, at).to(dtype_).contiguous();
+    return input_.rotate(x.to(at::kFloat), at).to(x.scalar_type());
   }
 
-  // [n, 1, D] of these stored keys.
-  at::Tensor gather(const std::vector<int32_t>& which) const {
-    at::Tensor k = at::empty({std::ssize(which), 1, d_}, dtype_);
-    auto* to = static_cast<Element*>(k.mutable_data_ptr());
-    for (const int32_t j : which) {
-      const auto* from = static_cast<const Element*>(keys_.pages[j / kPageKeys]) + j % kPageKeys;
-      for (int32_t c = 0; c < d_; ++c) to[c] = from[c * kPageKeys];
-      to += d_;
-    }
-    return k;
-  }
-
-  // Fills pages_ with the lists [begin[m], begin[m + 1]) of `which`: keys from k, values as stored.
-  void pack(const std::vector<int32_t>& which, const std::vector<int32_t>& begin,
-            const at::Tensor& k) {
-    const auto* key = static_cast<const Element*>(k.const_data_ptr());
-    const int64_t page_elements = int64_t{2} * kPageKeys * d_;
-    int64_t pages = 0;
-    for (size_t i = 0; i + 1 < begin.size(); ++i) {
-      pages += (begin[i + 1] - begin[i] + kPageKeys - 1) / kPageKeys;
-    }
-    packed_ = at::empty({pages * page_elements}, dtype_);
-    auto* next = static_cast<Element*>(packed_.mutable_data_ptr());
-    pages_.clear();
-    for (size_t i = 0; i + 1 < begin.size(); ++i) {
-      for (int32_t m = begin[i]; m < begin[i + 1];) {
-        const int32_t n = std::min(kPageKeys, begin[i + 1] - m);
-        Element* values = next + int64_t{kPageKeys} * d_;
-        for (int32_t c = 0; c < d_; ++c) {
-          for (int32_t s = 0; s < n; ++s) next[c * kPageKeys + s] = key[int64_t{m + s} * d_ + c];
-        }
-        for (int32_t s = 0; s < n; ++s) {
-          const int32_t j = which[m + s];
-          const auto* page = static_cast<const Element*>(keys_.pages[j / kPageKeys]);
-          std::copy_n(page + (kPageKeys + j % kPageKeys) * int64_t{d_}, d_,
-                      values + int64_t{s} * d_);
-        }
-        pages_.push_back(next);
-        next += page_elements;
-        m += n;
-      }
-    }
-  }
-
-  const Policy& policy_;
-  const Rotate& rotate_;
-  int32_t rotary_positions_;
-  const CachedKeys& keys_;
-  int32_t d_;
-  at::ScalarType dtype_;
-  std::vector<int32_t> order_;  // stored keys by position
-  Reads moved_;
-  std::vector<int32_t> in_place_;       // stored keys that some query sees in place, by position
-  std::vector<int32_t> in_place_last_;  // [count] the last query that does; -1: none
-  std::vector<int32_t> query_position_;
-  at::Tensor packed_;
-  std::vector<const void*> pages_;
+  PageStorage& storage_;
+  const LayerInput& input_;
+  std::span<ListPlan* const> plans_;
 };
-
-template <class Element>
-void attend_head(const Policy& policy, const Rotate& rotate, int32_t rotary_positions,
-                 const at::Tensor& q, at::Tensor out, std::span<const int32_t> positions,
-                 const CachedKeys& keys, double scale) {
-  RenumberedHead<Element> head(policy, rotate, rotary_positions, keys,
-                               static_cast<int32_t>(q.size(2)), q.scalar_type());
-  const int64_t rows = q.size(0);
-  for (int64_t row = 0; row < rows;) {
-    const int64_t most = std::min<int64_t>(kQueriesAtOnce, rows - row);
-    const int64_t n = head.choose(positions.subspan(row, most));
-    out.narrow(0, row, n).copy_(head.attend(q.narrow(0, row, n), positions.subspan(row, n), scale));
-    row += n;
-  }
-}
 
 }  // namespace
 
-at::Tensor attend_renumbered(const Policy& policy, const Rotate& rotate, int32_t rotary_positions,
-                             const at::Tensor& q, std::span<const int32_t> row_start,
-                             std::span<const int32_t> row_position,
-                             std::span<const CachedKeys> keys, int32_t kv_heads, double scale) {
-  at::Tensor out = at::empty(q.sizes(), q.options());
-  const int64_t group = q.size(1) / kv_heads;
-  for (size_t b = 0; b + 1 < row_start.size(); ++b) {
-    const int32_t row = row_start[b], n = row_start[b + 1] - row;
-    if (n == 0) continue;
-    for (int32_t h = 0; h < kv_heads; ++h) {
-      const auto part = [&](const at::Tensor& x) {
-        return x.narrow(0, row, n).narrow(1, h * group, group);
-      };
-      const auto attend =
-          q.scalar_type() == at::kFloat ? attend_head<float> : attend_head<uint16_t>;
-      attend(policy, rotate, rotary_positions, part(q), part(out), row_position.subspan(row, n),
-             keys[b * kv_heads + h], scale);
-    }
+at::Tensor attend_renumbered(const Policy& policy, PageStorage& storage, const LayerInput& input,
+                             std::span<const StepList> lists, const StepRows& rows,
+                             const at::Tensor& q) {
+  const int64_t heads = std::ssize(lists) / (std::ssize(rows.start) - 1);
+  std::vector<ListPlan> plans;
+  std::vector<int32_t> next;  // row of the step that each list goes on with
+  for (size_t list = 0; list < lists.size(); ++list) {
+    CachedKeys keys = lists[list].head->cached(policy.wants_mass());
+    if (!lists[list].selected.empty()) keys.last = lists[list].selected.data();
+    plans.emplace_back(policy, input.rotary_positions, keys);
+    next.push_back(rows.start[list / heads]);
   }
-  return out;
+  // Row i of KV head h is vector i * heads + h of these.
+  const at::Tensor queries = q.contiguous().view({q.size(0) * heads, q.size(1) / heads, q.size(2)});
+  at::Tensor out = at::empty_like(queries);
+
+  size_t first = 0;
+  while (first < lists.size()) {
+    std::vector<ListPlan*> members;
+    std::vector<int64_t> vectors;
+    int64_t copies = 0;
+    for (size_t list = first; list < lists.size() && copies < kCopiesAtOnce; ++list) {
+      const int32_t end = rows.start[list / heads + 1];
+      if (next[list] == end) continue;
+      const int32_t most = std::min(kQueriesAtOnce, end - next[list]);
+      const int32_t n = plans[list].choose(rows.position.subspan(next[list], most));
+      for (int32_t i = 0; i < n; ++i) {
+        vectors.push_back((next[list] + i) * heads + static_cast<int64_t>(list) % heads);
+      }
+      next[list] += n;
+      copies += plans[list].copies();
+      members.push_back(&plans[list]);
+    }
+    while (first < lists.size() && next[first] == rows.start[first / heads + 1]) ++first;
+    if (members.empty()) continue;
+    const at::Tensor index =
+        at::from_blob(vectors.data(), {std::ssize(vectors)}, at::kLong).to(q.device());
+    const Round round(storage, input, members);
+    out.index_copy_(0, index, round.attend(queries.index_select(0, index)));
+  }
+  return out.view(q.sizes());
 }
 
 }  // namespace natslm::cache

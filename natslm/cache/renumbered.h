@@ -8,16 +8,14 @@
 #include <span>
 
 #include "natslm/cache/kv_cache.h"
-#include "natslm/kernels/attention_decode.h"
+#include "natslm/cache/page_storage.h"
 
 namespace natslm::cache {
 
-// q [rows, Hq, D] before RoPE; row_start [B + 1]; row_position [rows]; keys [B * Hkv], whose mass
-// is filled where it is not null. Returns [rows, Hq, D].
-at::Tensor attend_renumbered(const Policy& policy, const Rotate& rotate, int32_t rotary_positions,
-                             const at::Tensor& q, std::span<const int32_t> row_start,
-                             std::span<const int32_t> row_position,
-                             std::span<const kernels::CachedKeys> keys, int32_t kv_heads,
-                             double scale);
+// q [rows, Hq, D] before RoPE; lists [B * Hkv], whose mass is filled if the policy wants it.
+// Returns [rows, Hq, D].
+at::Tensor attend_renumbered(const Policy& policy, PageStorage& storage, const LayerInput& input,
+                             std::span<const StepList> lists, const StepRows& rows,
+                             const at::Tensor& q);
 
 }  // namespace natslm::cache

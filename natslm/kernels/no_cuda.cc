@@ -4,6 +4,7 @@
 #include "natslm/kernels/attention_decode.h"
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/checks.h"
+#include "natslm/kernels/page_moves.h"
 
 namespace natslm::kernels {
 namespace {
@@ -31,6 +32,22 @@ NATSLM_WITHOUT_CUDA(cuda, AttentionBackward)
 NATSLM_WITHOUT_CUDA(sm90, AttentionBackward)
 NATSLM_WITHOUT_CUDA(cuda, AttentionDecode)
 NATSLM_WITHOUT_CUDA(sm90, AttentionDecode)
+
+#undef NATSLM_WITHOUT_CUDA
+
+#define NATSLM_WITHOUT_CUDA(Params)         \
+  std::string_view why_not(const Params&) { \
+    return kNoCuda;                         \
+  }                                         \
+  void run(const Params&, CUstream_st*) {   \
+    fail("pages on a GPU: ", kNoCuda);      \
+  }
+
+namespace cuda {
+NATSLM_WITHOUT_CUDA(PageUpdate)
+NATSLM_WITHOUT_CUDA(PageMoves)
+NATSLM_WITHOUT_CUDA(PageGather)
+}  // namespace cuda
 
 #undef NATSLM_WITHOUT_CUDA
 

@@ -9,6 +9,7 @@
 #include <span>
 
 #include "natslm/kernels/attention_decode.h"
+#include "natslm/kernels/page_moves.h"
 
 namespace natslm::ops {
 
@@ -23,5 +24,25 @@ at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
                         std::span<const int32_t> row_position,
                         std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale,
                         at::Tensor* lse = nullptr);
+
+// The lists of a step on a GPU: what kernels/attention_decode.h asks for in device memory.
+struct DeviceLists {
+  const kernels::CachedKeys* keys = nullptr;  // [B * kv_heads]
+  const int32_t* row_start = nullptr;         // [B + 1]
+  const int32_t* row_position = nullptr;      // [rows]
+  int32_t max_count = 0;                      // no list has more keys
+  bool mass = false;                          // whether any list has a mass
+};
+
+// The same on the GPU that q is on, bfloat16. Nothing waits for the device: what `lists` points to
+// must stay until the work queued on LibTorch's current stream is done.
+at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
+                        const DeviceLists& lists, int32_t kv_heads, double scale,
+                        at::Tensor* lse = nullptr);
+
+// What a cache does to its pages on a GPU, on LibTorch's current stream.
+void run_on(const at::Device& device, const kernels::PageUpdate& update);
+void run_on(const at::Device& device, const kernels::PageMoves& moves);
+void run_on(const at::Device& device, const kernels::PageGather& gather);
 
 }  // namespace natslm::ops
