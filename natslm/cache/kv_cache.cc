@@ -165,6 +165,8 @@ void KvCache::Impl::check_step(int32_t layer, const Step& step, const LayerInput
     NATSLM_CHECK(x.defined() && x.dim() == 3 && x.size(0) == rows && x.size(1) == heads &&
                      x.size(2) == shape.head_dim,
                  "cache: ", name, " must be [", rows, ", ", heads, ", ", shape.head_dim, "]");
+    NATSLM_CHECK(x.device().type() == shape.device.type(), "cache: ", name, " is on ",
+                 x.device().str(), ", the cache on ", shape.device.str());
   };
   check("q", input.q, shape.q_heads);
   check("k", input.k, shape.kv_heads);

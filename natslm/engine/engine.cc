@@ -73,13 +73,30 @@ struct Engine::Rows {
   }
 };
 
+namespace {
+
+at::Device device_of(const models::Model& model) {
+  return model.parameters().empty() ? at::Device(at::kCPU)
+                                    : model.parameters().front().second.device();
+}
+
+cache::Shape cache_shape(const models::Model& model, at::ScalarType dtype) {
+  const at::Device device = device_of(model);
+  if (dtype == at::ScalarType::Undefined) dtype = device.is_cpu() ? at::kFloat : at::kBFloat16;
+  cache::Shape shape = model.cache_shape(dtype);
+  shape.device = device;
+  return shape;
+}
+
+}  // namespace
+
 Engine::Engine(models::Model& model, std::unique_ptr<cache::Policy> policy,
                const data::Tokenizer* tokenizer, const Options& options)
     : model_(model),
       tokenizer_(tokenizer),
       options_(options),
-      account_(new KeyAccount(std::move(policy), model.cache_shape(options.cache_dtype))),
-      cache_(model.cache_shape(options.cache_dtype), std::unique_ptr<cache::Policy>(account_)) {
+      account_(new KeyAccount(std::move(policy), cache_shape(model, options.cache_dtype))),
+      cache_(cache_shape(model, options.cache_dtype), std::unique_ptr<cache::Policy>(account_)) {
   NATSLM_CHECK(options.prefill_chunk >= 1, "a prefill chunk of ", options.prefill_chunk,
                " tokens is not possible: give 1 or more");
   NATSLM_CHECK(options.max_sequences >= 1 && options.max_step_rows >= 1, "max_sequences ",
@@ -90,6 +107,13 @@ Engine::Engine(models::Model& model, std::unique_ptr<cache::Policy> policy,
 }
 
 Engine::~Engine() = default;
+
+at::Tensor Engine::to_device(const std::vector<int64_t>& numbers) const {
+  // The memory below is the vector's own: the copy is made at once.
+  auto* data = const_cast<int64_t*>(numbers.data());
+  return at::from_blob(data, {std::ssize(numbers)}, at::kLong)
+      .to(cache_.shape().device, at::kLong, /*non_blocking=*/false, /*copy=*/true);
+}
 
 void Engine::check_length(int64_t tokens) const {
   const int32_t context = model_.config().context;
@@ -185,8 +209,7 @@ Engine::Rows Engine::plan() {
     if (!sequence->done && left > 0) add(*sequence, std::min<int64_t>(left, chunk_));
   }
   rows.input.last_row_only = !all_rows;
-  rows.input.tokens =
-      at::from_blob(tokens.data(), {static_cast<int64_t>(tokens.size())}, at::kLong).clone();
+  rows.input.tokens = to_device(tokens);
   return rows;
 }
 
@@ -259,11 +282,11 @@ void Engine::score_rows(const Rows& rows, const at::Tensor& logits) {
   if (index.empty()) return;
   const int64_t count = static_cast<int64_t>(index.size());
   const at::Tensor picked =
-      count == logits.size(0)
-          ? logits
-          : logits.index_select(0, at::from_blob(index.data(), {count}, at::kLong));
-  const at::Tensor targets = at::from_blob(target.data(), {count, 1}, at::kLong);
-  const at::Tensor scores = at::log_softmax(picked, -1, at::kFloat).gather(1, targets).contiguous();
+      count == logits.size(0) ? logits : logits.index_select(0, to_device(index));
+  const at::Tensor scores = at::log_softmax(picked, -1, at::kFloat)
+                                .gather(1, to_device(target).unsqueeze(1))
+                                .cpu()
+                                .contiguous();
   const float* next = scores.const_data_ptr<float>();
   for (size_t i = 0; i < rows.sequences.size(); ++i) {
     Sequence& sequence = *rows.sequences[i];
@@ -275,14 +298,24 @@ void Engine::score_rows(const Rows& rows, const at::Tensor& logits) {
 }
 
 void Engine::sample_rows(const Rows& rows, const at::Tensor& logits) {
+  std::vector<Sequence*> sampled;
+  std::vector<int64_t> index;  // rows of the logits
   for (size_t i = 0; i < rows.sequences.size(); ++i) {
     Sequence& sequence = *rows.sequences[i];
     if (!sequence.generation || sequence.done || sequence.fed < sequence.prompt) continue;
-    const at::Tensor row =
-        logits.select(0, rows.logits_row(i, rows.count(i) - 1)).to(at::kFloat).contiguous();
-    take(sequence, sample({row.const_data_ptr<float>(), static_cast<size_t>(row.numel())},
-                          sequence.generation->options.sampling,
-                          static_cast<int64_t>(sequence.tokens.size())));
+    sampled.push_back(&sequence);
+    index.push_back(rows.logits_row(i, rows.count(i) - 1));
+  }
+  if (index.empty()) return;
+  // One copy to the host for all sequences.
+  const at::Tensor picked =
+      logits.index_select(0, to_device(index)).to(at::kFloat).cpu().contiguous();
+  const float* row = picked.const_data_ptr<float>();
+  for (Sequence* sequence : sampled) {
+    take(*sequence,
+         sample({row, static_cast<size_t>(picked.size(1))}, sequence->generation->options.sampling,
+                static_cast<int64_t>(sequence->tokens.size())));
+    row += picked.size(1);
   }
 }
 

@@ -28,7 +28,9 @@ struct Options {
   int32_t prefill_chunk = 64;    // tokens of a prompt per step; a policy may want fewer
   int32_t max_sequences = 16;    // at work at the same time; the others wait their turn
   int32_t max_step_rows = 1024;  // tokens of all sequences in a step (one chunk always fits)
-  at::ScalarType cache_dtype = at::kFloat;  // of stored keys and values: float or bfloat16
+  // Of stored keys and values: float or bfloat16. Undefined: float on the CPU, and on a GPU
+  // bfloat16, which is all it takes.
+  at::ScalarType cache_dtype = at::ScalarType::Undefined;
 };
 
 struct GenerationOptions {
@@ -94,8 +96,8 @@ struct ScoreRequest {
 
 class Engine {
  public:
-  // `model` and `tokenizer` (may be null) must outlive the engine. Throws Error for impossible
-  // options.
+  // `model` and `tokenizer` (may be null) must outlive the engine; the cache lies on the device the
+  // model is on, which must stay the same. Throws Error for impossible options.
   Engine(models::Model& model, std::unique_ptr<cache::Policy> policy,
          const data::Tokenizer* tokenizer = nullptr, const Options& options = {});
   ~Engine();
@@ -141,6 +143,7 @@ class Engine {
   void score_rows(const Rows& rows, const at::Tensor& logits);
   void sample_rows(const Rows& rows, const at::Tensor& logits);
   void take(Sequence& sequence, int32_t token);
+  at::Tensor to_device(const std::vector<int64_t>& numbers) const;
   void finish_done();
   KeyUse use_of(const Sequence& sequence) const;
 

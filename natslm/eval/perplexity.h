@@ -22,7 +22,7 @@ struct PerplexityOptions {
   int32_t prefill_chunk = 64;  // tokens of a window per step of the model
   int64_t max_tokens = 0;      // read only the first so many tokens of all streams together; 0: all
   int32_t batch = 0;           // windows at work at the same time; 0: what suits the model
-  at::ScalarType cache_dtype = at::kFloat;
+  at::ScalarType cache_dtype = at::ScalarType::Undefined;  // as in engine::Options
 };
 
 using Streams = std::vector<std::vector<int32_t>>;  // the tokens of each file

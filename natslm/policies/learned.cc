@@ -58,7 +58,7 @@ void Learned::on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> stor
                "policy learned: a score layer of ", fresh.score_weight.size(0),
                " rows does not fit ", heads, " KV heads");
   const at::Tensor logits =
-      at::linear(fresh.hidden.to(at::kFloat), fresh.score_weight.to(at::kFloat)).contiguous();
+      at::linear(fresh.hidden.to(at::kFloat), fresh.score_weight.to(at::kFloat)).cpu().contiguous();
   const float* row = logits.const_data_ptr<float>();
   int32_t* last = fresh.last.mutable_data_ptr<int32_t>();
   State& state = this->state(fresh.slot, fresh.layer, heads);
