@@ -1,4 +1,4 @@
-// The stream of a GPU that LibTorch works on, for kernels that are launched beside its own.
+// The stream that work on a device is to be queued on. Needs no CUDA header.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -8,7 +8,7 @@ struct CUstream_st;
 
 namespace natslm::ops {
 
-// Throws Error in a build without CUDA.
+// The current stream of a CUDA device, as LibTorch has it. Throws c10::Error without CUDA.
 CUstream_st* current_stream(const c10::Device& device);
 
 }  // namespace natslm::ops
