@@ -10,6 +10,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/cli/command.h"
+#include "natslm/cli/device.h"
 #include "natslm/cli/interrupt.h"
 #include "natslm/cli/model_folder.h"
 #include "natslm/cli/progress.h"
@@ -31,7 +32,8 @@ struct Options {
   std::vector<std::string> text;
   double held_out = 0;
   eval::PerplexityOptions protocol;
-  std::string cache_dtype = "float32";
+  std::string cache_dtype;  // empty: what the device takes
+  std::string device = "cpu";
   uint64_t seed = 1;
 };
 
@@ -84,15 +86,22 @@ class Run {
 
  private:
   void prepare() {
+    const c10::Device device = device_from(o_.device);
+    context_.measured_on(device);
     main_ = open_model_folder(o_.model);
+    main_.model->to(device);
     if (!o_.rival_model.empty()) {
       rival_ = open_model_folder(o_.rival_model);
+      rival_.model->to(device);
       NATSLM_CHECK(main_.tokenizer->fingerprint() == rival_.tokenizer->fingerprint(),
                    o_.rival_model, " has another tokenizer than ", o_.model,
                    ": perplexities can only be compared over the same tokens");
     }
     protocol_ = o_.protocol;
-    if (o_.cache_dtype == "bfloat16") protocol_.cache_dtype = at::kBFloat16;
+    cache_dtype_ = !o_.cache_dtype.empty() ? o_.cache_dtype
+                   : device.is_cpu()       ? "float32"
+                                           : "bfloat16";
+    protocol_.cache_dtype = cache_dtype_ == "bfloat16" ? at::kBFloat16 : at::kFloat;
     if (protocol_.context == 0) protocol_.context = main_.model->config().context;
     const std::vector<std::filesystem::path> paths(o_.text.begin(), o_.text.end());
     streams_ = eval::text_streams(paths, *main_.tokenizer, protocol_.max_tokens, o_.held_out);
@@ -185,7 +194,7 @@ class Run {
                   std::to_string(protocol_.context) + " tokens" +
                   (protocol_.stride > 0 ? ", stride " + std::to_string(protocol_.stride) : "");
     std::string text = "\n" + std::to_string(to_score_) + " tokens scored a policy, " + window +
-                       "; bytes of keys and values held by one sequence, " + o_.cache_dtype + ".\n";
+                       "; bytes of keys and values held by one sequence, " + cache_dtype_ + ".\n";
     if (o_.equal_budget) {
       text +=
           "Equal budgets: at the end of a full window each rival keeps the share of keys that the "
@@ -200,6 +209,7 @@ class Run {
   Context& context_;
   ModelFolder main_, rival_;
   eval::PerplexityOptions protocol_;
+  std::string cache_dtype_;
   eval::Streams streams_;
   int64_t to_score_ = 0, windows_ = 0;
   int policies_ = 0, done_ = 0;
@@ -262,7 +272,11 @@ void add_ppl(CLI::App& parent, Context& context) {
       .add_option("--batch", o->protocol.batch,
                   "windows at work at the same time; 0: what suits the model")
       ->check(CLI::Range(0, 1 << 16));
-  command.add_option("--cache-dtype", o->cache_dtype, "of stored keys and values")
+  add_device_option(command, o->device);
+  command
+      .add_option("--cache-dtype", o->cache_dtype,
+                  "of stored keys and values; default: float32, on a GPU bfloat16, which is all it "
+                  "takes")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   command.add_option("--seed", o->seed, "of policies that draw");
 }

@@ -12,6 +12,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/cli/command.h"
+#include "natslm/cli/device.h"
 #include "natslm/cli/interrupt.h"
 #include "natslm/cli/lifetimes_view.h"
 #include "natslm/cli/model_folder.h"
@@ -30,6 +31,7 @@ struct Options {
   double kv_budget = 0;
   engine::GenerationOptions generation;
   int32_t prefill_chunk = 64;
+  std::string device = "cpu";
   bool show_lifetimes = false;
   int32_t layer = -1, head = -1;
 };
@@ -89,7 +91,10 @@ double rate(double tokens, double seconds) {
 
 void generate(const Options& o, bool has_prompt, Context& context) {
   const InterruptGuard guard;
+  const c10::Device device = device_from(o.device);
+  context.measured_on(device);
   const ModelFolder folder = open_model_folder(o.model);
+  folder.model->to(device);
   const models::Config& config = folder.model->config();
   const std::vector<int32_t> prompt = folder.tokenizer->encode(read_prompt(o, has_prompt));
   NATSLM_CHECK(!prompt.empty(),
@@ -225,6 +230,7 @@ void add_generate(CLI::App& app, Context& context) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command.add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt per step")
       ->check(CLI::Range(1, 1 << 20));
+  add_device_option(command, o->device);
   command.add_flag("--show-lifetimes", o->show_lifetimes,
                    "draw the text by role, and which tokens are alive at the end");
   command.add_option("--layer", o->layer, "layer that --show-lifetimes draws; -1: all together")

@@ -19,7 +19,7 @@ namespace natslm::kernels {
 struct PageAppend {
   void* const* pages = nullptr;  // those the rows go to: first the one with the list's end (or a
                                  // new one), then new ones
-  void** table = nullptr;  // [as many] or null: where these pages stand in the list's table
+  void** table = nullptr;        // [as many] or null: where these pages stand in the list's table
   const int32_t* position = nullptr;  // [rows] or null: first_position + row
   const int32_t* last = nullptr;      // [rows]
   int32_t begin = 0;                  // keys that the list has so far

@@ -44,10 +44,17 @@ Stream random_stream(const cache::Shape& shape, int32_t tokens, uint64_t seed) {
   return stream;
 }
 
+Stream on_device(Stream stream, const at::Device& device) {
+  for (auto* tensors : {&stream.q, &stream.k, &stream.v, &stream.hidden, &stream.score_weight}) {
+    for (at::Tensor& x : *tensors) x = x.to(device);
+  }
+  return stream;
+}
+
 at::Tensor rotate_half(const at::Tensor& x, const at::Tensor& positions) {
   const int64_t half = x.size(2) / 2;
-  const at::Tensor channel = at::arange(half, at::kDouble);
-  const at::Tensor angle = (positions.to(at::kDouble).unsqueeze(1) *
+  const at::Tensor channel = at::arange(half, x.options().dtype(at::kDouble));
+  const at::Tensor angle = (positions.to(channel.device(), at::kDouble).unsqueeze(1) *
                             at::exp(channel * (-std::log(1000.0) / double(half))))
                                .unsqueeze(1);
   const at::Tensor cos = angle.cos(), sin = angle.sin(), wide = x.to(at::kDouble);
@@ -154,7 +161,7 @@ std::vector<int32_t> alive(const at::Tensor& last, int32_t head, int32_t now) {
 }
 
 double worst_difference(const at::Tensor& a, const at::Tensor& b) {
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+  return (a.cpu().to(at::kDouble) - b.cpu().to(at::kDouble)).abs().max().item<double>();
 }
 
 }  // namespace natslm::test

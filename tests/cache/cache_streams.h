@@ -24,6 +24,8 @@ struct Stream {
 
 Stream random_stream(const cache::Shape& shape, int32_t tokens, uint64_t seed);
 
+Stream on_device(Stream stream, const at::Device& device);
+
 // Rotates channel pairs (c, c + D/2) by position * 1000^(-2c/D).
 at::Tensor rotate_half(const at::Tensor& x, const at::Tensor& positions);
 

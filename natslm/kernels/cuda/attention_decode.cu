@@ -138,9 +138,10 @@ __global__ void __launch_bounds__(kCombineThreads)
   const int32_t start = l.row_start[b];
   const int32_t rows = (l.row_start[b + 1] - start) * l.group;
   const int32_t pieces = cut_list(rows, l.keys[list].count).pieces;
+  // Before any block ends: what follows in the stream waits for this kernel alone.
+  wait_for_previous_kernel();
   if (pieces == 1) return;
 
-  wait_for_previous_kernel();
   const int64_t part = int64_t{l.part_start[list]} + (row - start) * l.group + head % l.group;
   float highest = -INFINITY;
   for (int32_t p = thread; p < pieces; p += kCombineThreads) {
