@@ -95,22 +95,6 @@ roles::Role draw_role(const Workload& w, int32_t position, int64_t set) {
   return u < global + w.local_share ? roles::kLocal : roles::kSliding;
 }
 
-namespace {
-
-// What lives for ever | until a Global ends it | at most `reach` queries.
-void write_order(std::span<const int32_t> last, int32_t reach, int32_t* order, int32_t* ends) {
-  int32_t place = 0;
-  for (int segment = 0; segment < kernels::KeyOrder::kSegments; ++segment) {
-    for (int32_t j = 0; j < std::ssize(last); ++j) {
-      const int own = last[j] == kForever ? 0 : last[j] - j > reach ? 1 : 2;
-      if (own == segment) order[place++] = j;
-    }
-    ends[segment] = place;
-  }
-}
-
-}  // namespace
-
 RandomRoles draw_roles(const Workload& w, int64_t sets) {
   const roles::Options options = {.set = roles::RoleSet::kGls, .window = w.window, .chunk = 1};
   const size_t tokens = static_cast<size_t>(w.tokens);
@@ -119,7 +103,8 @@ RandomRoles draw_roles(const Workload& w, int64_t sets) {
   drawn.horizons = at::empty({roles::kRoles, sets, w.tokens}, at::kInt);
   drawn.order = at::empty({sets, w.tokens}, at::kInt);
   drawn.ends = at::empty({sets, kernels::KeyOrder::kSegments}, at::kInt);
-  drawn.reach = w.window;
+  drawn.roles = at::empty({sets, w.tokens}, at::kChar);
+  drawn.reach = roles::key_reach(options);
   std::vector<int8_t> role(tokens);
   int64_t alive_at_end = 0;
   for (int64_t set = 0; set < sets; ++set) {
@@ -131,8 +116,12 @@ RandomRoles draw_roles(const Workload& w, int64_t sets) {
                          tokens};
     }
     roles::write_lifetimes(role, w.tokens, options, rows);
-    write_order({last, tokens}, w.window, drawn.order.mutable_data_ptr<int32_t>() + set * w.tokens,
-                drawn.ends.mutable_data_ptr<int32_t>() + set * kernels::KeyOrder::kSegments);
+    roles::write_key_order(
+        {last, tokens}, drawn.reach,
+        {drawn.order.mutable_data_ptr<int32_t>() + set * w.tokens, tokens},
+        {drawn.ends.mutable_data_ptr<int32_t>() + set * kernels::KeyOrder::kSegments,
+         kernels::KeyOrder::kSegments});
+    std::copy(role.begin(), role.end(), drawn.roles.mutable_data_ptr<int8_t>() + set * w.tokens);
     for (int32_t j = 0; j < w.tokens; ++j) {
       drawn.live_pairs += queries_served(j, last[j], w.tokens);
       alive_at_end += visible(w.tokens - 1, j, last[j]);

@@ -49,6 +49,7 @@ roles::Role draw_role(const Workload& workload, int32_t position, int64_t set);
 // Roles drawn at random and independently for each token of each KV head: the uneven, unaligned
 // worst case for a kernel.
 struct RandomRoles {
+  at::Tensor roles;        // [sets, T] int8
   at::Tensor last;         // [sets, T] int32: lifetimes, one set for each sequence and KV head
   at::Tensor horizons;     // [3, sets, T] int32: under each role
   at::Tensor order, ends;  // [sets, T], [sets, 3] int32: the keys as kernels::KeyOrder has them

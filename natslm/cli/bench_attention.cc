@@ -4,6 +4,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/one_hot.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/randn_like.h>
 #include <ATen/ops/repeat_interleave.h>
@@ -21,6 +22,7 @@
 #include "natslm/cli/table.h"
 #include "natslm/kernels/crossover.h"
 #include "natslm/ops/attention.h"
+#include "natslm/roles/assign_roles.h"
 
 namespace natslm::cli {
 
@@ -226,6 +228,23 @@ class Problem {
             {}};
   }
 
+  // From score logits that give these roles to lifetimes and the order of the keys: what a model
+  // does before its attention.
+  std::function<void()> lifetimes(const RandomRoles& drawn) const {
+    const Workload& w = work_;
+    const at::Tensor chosen =
+        drawn.roles.view({w.batch, w.kv_heads, w.tokens}).to(device_, at::kLong);
+    const at::Tensor logits = at::one_hot(chosen, roles::kRoles)
+                                  .permute({0, 2, 1, 3})
+                                  .reshape({w.batch, w.tokens, roles::kRoles * w.kv_heads})
+                                  .to(scalar_type(w));
+    const roles::Options options = {.set = roles::RoleSet::kGls, .window = w.window, .chunk = 1};
+    return [=] {
+      const at::AutoGradMode off(false);
+      roles::assign_roles(logits, options);
+    };
+  }
+
   // LibTorch's, with keys and values repeated for the heads of a group beforehand or left to
   // LibTorch: whichever is faster here. Nothing if it cannot compute this.
   std::optional<Side> dense(const std::string& name) const {
@@ -424,6 +443,7 @@ void run_problem(const Workload& w, const Options& o, const c10::Device& device,
   nlohmann::ordered_json more = {{"forward_path", forward_path}};
   if (o.backward) more["backward_path"] = backward_path;
   if (device.is_cuda()) more["clock_mhz"] = gpu_clock_mhz();
+  more["lifetimes_ms"] = time_in_turn({problem.lifetimes(roles)}, w.repeat, device)[0].median();
   if (w.uneven) {
     const auto a_pair = [&](const PassTimes& t, const Work& done) {
       return (o.backward ? t.both : t.forward).median() / done.live_pairs;
