@@ -60,9 +60,11 @@ RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Con
                              int32_t layer, const TrainingInput& input) {
   std::optional<roles::Noise> noise;
   if (input.sample) {
-    const int64_t step =
-        input.device_step.defined() ? input.device_step.item<int64_t>() : input.step;
-    noise = {.seed = input.seed, .step = step, .layer = layer, .sequences = input.sequences};
+    noise = {.seed = input.seed,
+             .step = input.step,
+             .layer = layer,
+             .sequences = input.sequences,
+             .device_step = input.device_step};
   }
   Tensor bias = input.biases;
   if (!bias.defined() && input.bias != 0) {
@@ -80,7 +82,11 @@ RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Con
                    .end_term = input.role_gradient.end_term};
   }
   const Tensor out = ops::attention(heads.q, heads.k, heads.v, assigned.last, input.lengths,
-                                    attention_scale(config), role_inputs)
+                                    attention_scale(config), role_inputs, /*want_mass=*/false,
+                                    {.order = assigned.order,
+                                     .ends = assigned.ends,
+                                     .reach = assigned.reach,
+                                     .density = input.expected_pairs})
                          .out;
   return {.out = out, .price = assigned.price, .shares = assigned.shares};
 }

@@ -53,8 +53,9 @@ struct TrainingInput {
   bool sample = true;      // false: argmax roles without noise, no role gradient
   float bias = 0;          // budget bias, added to the S logit
   at::Tensor biases;       // [B] float, one for each sequence, instead; undefined: `bias`
-  bool detach_scores = false;  // true: no gradient from the score layers into their input
-  bool learn_roles = true;     // false: roles are drawn, but nothing is learned of them
+  double expected_pairs = 0.2;  // share of causal pairs alive: for the choice of kernels alone
+  bool detach_scores = false;   // true: no gradient from the score layers into their input
+  bool learn_roles = true;      // false: roles are drawn, but nothing is learned of them
   roles::GradientOptions role_gradient;
 };
 
