@@ -3,6 +3,10 @@
 #include "natslm/kernels/attention_backward.h"
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/checks.h"
+#include "natslm/kernels/cross_entropy.h"
+#include "natslm/kernels/fused_norm.h"
+#include "natslm/kernels/gelu.h"
+#include "natslm/kernels/rotary.h"
 
 namespace natslm::kernels {
 namespace {
@@ -30,5 +34,29 @@ NATSLM_WITHOUT_CUDA(cuda, AttentionBackward)
 NATSLM_WITHOUT_CUDA(sm90, AttentionBackward)
 
 #undef NATSLM_WITHOUT_CUDA
+
+#define NATSLM_WITHOUT_CUDA(kernel, Params)   \
+  namespace cuda {                            \
+  std::string_view why_not(const Params&) {   \
+    return kNoCuda;                           \
+  }                                           \
+  void run(const Params&, CUstream_st*) {     \
+    fail(kernel, ": ", kNoCuda);              \
+  }                                           \
+  }
+
+NATSLM_WITHOUT_CUDA("norm", NormForward)
+NATSLM_WITHOUT_CUDA("norm", NormBackward)
+NATSLM_WITHOUT_CUDA("gelu", GeluForward)
+NATSLM_WITHOUT_CUDA("gelu", GeluBackward)
+NATSLM_WITHOUT_CUDA("rotary", RotaryForward)
+NATSLM_WITHOUT_CUDA("rotary", RotaryBackward)
+NATSLM_WITHOUT_CUDA("cross entropy", CrossEntropy)
+
+#undef NATSLM_WITHOUT_CUDA
+
+size_t cuda::workspace_bytes(const NormBackward&) {
+  return 0;
+}
 
 }  // namespace natslm::kernels
