@@ -48,10 +48,10 @@ struct NormBackward {
   const void* dy = nullptr;          // [rows, width]
   const float* dresidual = nullptr;  // [rows, width] gradient of sum from its other reader; null: 0
 
-  float* dx = nullptr;       // [rows, width] gradient of sum, which is x's; may be dresidual
-  void* dbranch = nullptr;   // [rows, width] the same rounded to dtype; null: not wanted
-  float* dweight = nullptr;  // [width]; null: not wanted
-  bool accumulate = false;   // add to dweight what else is written to it
+  float* dx = nullptr;        // [rows, width] gradient of sum, which is x's; may be dresidual
+  void* dbranch = nullptr;    // [rows, width] the same rounded to dtype; null: not wanted
+  float* dweight = nullptr;   // [width]; null: not wanted
+  bool accumulate = false;    // add to dweight what else is written to it
   void* workspace = nullptr;  // GPU: workspace_bytes(p) bytes, 256-byte aligned
 };
 

@@ -35,14 +35,14 @@ NATSLM_WITHOUT_CUDA(sm90, AttentionBackward)
 
 #undef NATSLM_WITHOUT_CUDA
 
-#define NATSLM_WITHOUT_CUDA(kernel, Params)   \
-  namespace cuda {                            \
-  std::string_view why_not(const Params&) {   \
-    return kNoCuda;                           \
-  }                                           \
-  void run(const Params&, CUstream_st*) {     \
-    fail(kernel, ": ", kNoCuda);              \
-  }                                           \
+#define NATSLM_WITHOUT_CUDA(kernel, Params) \
+  namespace cuda {                          \
+  std::string_view why_not(const Params&) { \
+    return kNoCuda;                         \
+  }                                         \
+  void run(const Params&, CUstream_st*) {   \
+    fail(kernel, ": ", kNoCuda);            \
+  }                                         \
   }
 
 NATSLM_WITHOUT_CUDA("norm", NormForward)

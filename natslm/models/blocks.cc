@@ -27,6 +27,20 @@ double attention_scale(const Config& config) {
   return 1.0 / std::sqrt(static_cast<double>(config.head_dim));
 }
 
+void check_ids(const Tensor& tokens, const Config& config) {
+  NATSLM_CHECK(tokens.scalar_type() == at::kLong, "tokens must be int64, got ",
+               c10::toString(tokens.scalar_type()));
+  // On a GPU a look at the values would wait for the device: whoever sent them has looked.
+  if (tokens.numel() == 0 || !tokens.is_cpu()) return;
+  const auto [lowest, highest] = at::aminmax(tokens);
+  const int64_t low = lowest.item<int64_t>(), high = highest.item<int64_t>();
+  NATSLM_CHECK(low >= 0 && high < config.vocabulary, "token id ", low < 0 ? low : high,
+               " is outside the model's vocabulary of ", config.vocabulary,
+               "; use the model's own tokenizer");
+}
+
+}  // namespace
+
 // Causal attention to every key. On the CPU our own kernel took 0.47 to 0.82 of the CPU time of
 // LibTorch's (forward and backward, T 512 to 4,096, heads of 64 and 128, one thread), and it leaves
 // out what lies past a length.
@@ -42,8 +56,8 @@ Tensor dense_attention(const Heads& heads, const Config& config, const TrainingI
   return ops::attention(heads.q, heads.k, heads.v, last, input.lengths, scale).out;
 }
 
-Tensor role_attention(const Heads& heads, const Tensor& logits, const Config& config, int32_t layer,
-                      const TrainingInput& input, RoleTally& tally) {
+RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Config& config,
+                             int32_t layer, const TrainingInput& input) {
   std::optional<roles::Noise> noise;
   if (input.sample) {
     noise = {.seed = input.seed, .step = input.step, .layer = layer, .sequences = input.sequences};
@@ -55,7 +69,6 @@ Tensor role_attention(const Heads& heads, const Tensor& logits, const Config& co
   }
   const roles::AssignedRoles assigned =
       roles::assign_roles(logits, config.roles, input.lengths, noise, bias);
-  tally.add(assigned.price, assigned.shares);
   std::optional<ops::RoleInputs> role_inputs;
   if (assigned.onehot.requires_grad()) {
     role_inputs = {.onehot = assigned.onehot,
@@ -64,23 +77,11 @@ Tensor role_attention(const Heads& heads, const Tensor& logits, const Config& co
                    .causal_normalizer = input.role_gradient.causal_normalizer,
                    .end_term = input.role_gradient.end_term};
   }
-  return ops::attention(heads.q, heads.k, heads.v, assigned.last, input.lengths,
-                        attention_scale(config), role_inputs)
-      .out;
+  const Tensor out = ops::attention(heads.q, heads.k, heads.v, assigned.last, input.lengths,
+                                    attention_scale(config), role_inputs)
+                         .out;
+  return {.out = out, .price = assigned.price, .shares = assigned.shares};
 }
-
-void check_ids(const Tensor& tokens, const Config& config) {
-  NATSLM_CHECK(tokens.scalar_type() == at::kLong, "tokens must be int64, got ",
-               c10::toString(tokens.scalar_type()));
-  if (tokens.numel() == 0) return;
-  const auto [lowest, highest] = at::aminmax(tokens);
-  const int64_t low = lowest.item<int64_t>(), high = highest.item<int64_t>();
-  NATSLM_CHECK(low >= 0 && high < config.vocabulary, "token id ", low < 0 ? low : high,
-               " is outside the model's vocabulary of ", config.vocabulary,
-               "; use the model's own tokenizer");
-}
-
-}  // namespace
 
 void RoleTally::add(const Tensor& price, const Tensor& shares) {
   prices_.push_back(price);
@@ -116,7 +117,10 @@ Tensor attention_block(const Tensor& normed, const AttentionWeights& weights, co
       const Tensor from = input.detach_scores ? normed.detach() : normed;
       logits = at::linear(from.to(at::kFloat), weights.roles.to(at::kFloat));
     }
-    out = role_attention(heads, logits, config, layer, input, tally);
+    if (!input.learn_roles) logits = logits.detach();
+    const RoleAttention attention = role_attention(heads, logits, config, layer, input);
+    tally.add(attention.price, attention.shares);
+    out = attention.out;
   }
   const int64_t b = normed.size(0), t = normed.size(1);
   return at::linear(out.transpose(1, 2).reshape({b, t, int64_t{config.q_heads} * config.head_dim}),
@@ -163,6 +167,7 @@ void check_input(const TrainingInput& input, const Config& config) {
   if (input.biases.defined()) check_batch(input.biases, "biases", at::kFloat);
   if (!input.lengths) return;
   check_batch(*input.lengths, "lengths", at::kInt);
+  if (!input.lengths->is_cpu()) return;
   const auto [lowest, highest] = at::aminmax(*input.lengths);
   NATSLM_CHECK(lowest.item<int>() >= 0 && highest.item<int>() <= t, "lengths from ",
                lowest.item<int>(), " to ", highest.item<int>(), " do not fit rows of ", t,

@@ -22,6 +22,18 @@ struct AttentionWeights {
   at::Tensor roles;  // [3 * Hkv, width], row 3 * head + role; undefined if dense
 };
 
+// Causal attention to every key. out [B, Hq, T, D], in memory [B, T, Hq, D] where it can be.
+at::Tensor dense_attention(const Heads& heads, const Config& config, const TrainingInput& input);
+
+struct RoleAttention {
+  at::Tensor out;            // [B, Hq, T, D], in memory [B, T, Hq, D]
+  at::Tensor price, shares;  // of roles::AssignedRoles
+};
+// Attention to the keys that live by the roles drawn from the score logits [B, T, 3 * Hkv].
+// Differentiable in heads and logits.
+RoleAttention role_attention(const Heads& heads, const at::Tensor& logits, const Config& config,
+                             int32_t layer, const TrainingInput& input);
+
 // Price and shares of the layers so far.
 class RoleTally {
  public:

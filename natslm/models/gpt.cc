@@ -12,6 +12,7 @@
 #include <cmath>
 #include <utility>
 
+#include "natslm/models/gpt_training_pass.h"
 #include "natslm/models/init.h"
 #include "natslm/models/models.h"
 
@@ -33,7 +34,7 @@ Gpt::Gpt(const Config& config, uint64_t seed)
     return parameter(name, at::ones({width}, at::kFloat));
   };
 
-  embedding_ = matrix("embedding.weight", config.vocabulary, width, deviation);
+  weights_.embedding = matrix("embedding.weight", config.vocabulary, width, deviation);
   for (int32_t i = 0; i < config.layers; ++i) {
     const std::string prefix = "layers." + std::to_string(i) + ".";
     Layer layer;
@@ -48,9 +49,9 @@ Gpt::Gpt(const Config& config, uint64_t seed)
     layer.mlp_norm = norm(prefix + "mlp_norm.weight");
     layer.mlp_in = matrix(prefix + "mlp.in.weight", config.hidden, width, deviation);
     layer.mlp_out = matrix(prefix + "mlp.out.weight", width, config.hidden, residual);
-    layers_.push_back(std::move(layer));
+    weights_.layers.push_back(std::move(layer));
   }
-  final_norm_ = norm("final_norm.weight");
+  weights_.final_norm = norm("final_norm.weight");
 }
 
 Tensor Gpt::parameter(const std::string& name, Tensor value) {
@@ -67,18 +68,27 @@ Tensor Gpt::feed_forward(const Tensor& x, const Layer& layer) const {
   return at::linear(at::gelu(at::linear(norm(x, layer.mlp_norm), layer.mlp_in)), layer.mlp_out);
 }
 
+void Gpt::to(c10::Device device) {
+  Model::to(device);
+  rotary_.to(device);
+}
+
+std::unique_ptr<TrainingPass> Gpt::training_pass(at::ScalarType type) {
+  return make_gpt_training_pass(config_, weights_, rotary_, parameters_, type);
+}
+
 TrainingOutput Gpt::forward(const TrainingInput& input) {
   check_input(input, config_);
   RoleTally tally;
-  Tensor x = at::embedding(embedding_, input.tokens);
+  Tensor x = at::embedding(weights_.embedding, input.tokens);
   for (int32_t i = 0; i < config_.layers; ++i) {
-    const Layer& layer = layers_[i];
+    const Layer& layer = weights_.layers[i];
     x = x + attention_block(norm(x, layer.attention_norm), layer.attention, config_, rotary_, i,
                             input, tally);
     x = x + feed_forward(x, layer);
   }
   TrainingOutput output;
-  output.logits = at::linear(norm(x, final_norm_), embedding_);
+  output.logits = at::linear(norm(x, weights_.final_norm), weights_.embedding);
   tally.write(output);
   return output;
 }
@@ -86,16 +96,16 @@ TrainingOutput Gpt::forward(const TrainingInput& input) {
 Tensor Gpt::step(const StepInput& input, cache::KvCache& cache) {
   const c10::NoGradGuard no_grad;
   check_input(input, cache, config_);
-  Tensor x = at::embedding(embedding_, input.tokens);
+  Tensor x = at::embedding(weights_.embedding, input.tokens);
   for (int32_t i = 0; i < config_.layers; ++i) {
-    const Layer& layer = layers_[i];
+    const Layer& layer = weights_.layers[i];
     x = x + attention_step(norm(x, layer.attention_norm), layer.attention, config_, rotary_, i,
                            input.step, cache);
     x = x + feed_forward(x, layer);
   }
   cache.finish_step(input.step);
   if (input.last_row_only) x = x.index_select(0, last_rows(input.step).to(x.device()));
-  return at::linear(norm(x, final_norm_), embedding_);
+  return at::linear(norm(x, weights_.final_norm), weights_.embedding);
 }
 
 }  // namespace natslm::models

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "natslm/models/blocks.h"
@@ -16,6 +17,18 @@
 
 namespace natslm::models {
 
+// All weights, float32; the tensors of Model::parameters().
+struct GptWeights {
+  struct Layer {
+    at::Tensor attention_norm, mlp_norm;  // [width]
+    AttentionWeights attention;
+    at::Tensor mlp_in, mlp_out;  // [hidden, width], [width, hidden]
+  };
+  at::Tensor embedding;   // [vocabulary, width]
+  at::Tensor final_norm;  // [width]
+  std::vector<Layer> layers;
+};
+
 class Gpt : public Model {
  public:
   // With first weights that depend on config and seed alone: N(0, initial_deviation), the outputs
@@ -23,23 +36,20 @@ class Gpt : public Model {
   // Throws Error for a config that cannot be.
   Gpt(const Config& config, uint64_t seed);
 
+  void to(c10::Device device) override;
+  std::unique_ptr<TrainingPass> training_pass(at::ScalarType type) override;
   TrainingOutput forward(const TrainingInput& input) override;
   at::Tensor step(const StepInput& input, cache::KvCache& cache) override;
 
  private:
-  struct Layer {
-    at::Tensor attention_norm, mlp_norm;  // [width]
-    AttentionWeights attention;
-    at::Tensor mlp_in, mlp_out;  // [hidden, width], [width, hidden]
-  };
+  using Layer = GptWeights::Layer;
 
   at::Tensor parameter(const std::string& name, at::Tensor value);
   at::Tensor norm(const at::Tensor& x, const at::Tensor& weight) const;
   at::Tensor feed_forward(const at::Tensor& x, const Layer& layer) const;
 
   Rotary rotary_;
-  at::Tensor embedding_, final_norm_;
-  std::vector<Layer> layers_;
+  GptWeights weights_;
 };
 
 }  // namespace natslm::models

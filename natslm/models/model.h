@@ -48,10 +48,13 @@ struct TrainingInput {
   at::Tensor sequences;  // [B] int64 ids that key the role noise; undefined: 0 .. B - 1
   uint64_t seed = 0;     // of the role noise
   int64_t step = 0;
-  bool sample = true;          // false: argmax roles without noise, no role gradient
-  float bias = 0;              // budget bias, added to the S logit
-  at::Tensor biases;           // [B] float, one for each sequence, instead; undefined: `bias`
+  at::Tensor device_step;  // 0-dim int64 on the device, read when the kernels run, instead of step;
+                           // undefined: `step`
+  bool sample = true;      // false: argmax roles without noise, no role gradient
+  float bias = 0;          // budget bias, added to the S logit
+  at::Tensor biases;       // [B] float, one for each sequence, instead; undefined: `bias`
   bool detach_scores = false;  // true: no gradient from the score layers into their input
+  bool learn_roles = true;     // false: roles are drawn, but nothing is learned of them
   roles::GradientOptions role_gradient;
 };
 
@@ -75,14 +78,24 @@ struct StepInput {
   bool last_row_only = false;  // logits of each sequence's last row instead of all rows
 };
 
+class TrainingPass;
+
 class Model {
  public:
-  virtual ~Model() = default;
+  Model();
+  virtual ~Model();
   const Config& config() const { return config_; }
   // Owned by the model; the tensors' storage is updated in place by training. Names are those of
   // the weight file.
   const NamedTensors& parameters() const { return parameters_; }
+  // Moves weights and tables; the tensors of parameters() stay the same objects.
+  virtual void to(c10::Device device);
+  c10::Device device() const;
   virtual TrainingOutput forward(const TrainingInput& input) = 0;
+  // A pass with gradients for a GPU, see training_pass.h; the model must outlive it and stay on its
+  // device. `type` is that of the matrix products: bfloat16, on the CPU also float32. Throws Error
+  // if the architecture has none.
+  virtual std::unique_ptr<TrainingPass> training_pass(at::ScalarType type);
   // Appends the rows to the cache and returns logits [rows or sequences, V]. No gradient.
   virtual at::Tensor step(const StepInput& input, cache::KvCache& cache) = 0;
   cache::Shape cache_shape(at::ScalarType dtype = at::kFloat) const {

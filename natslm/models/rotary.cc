@@ -173,6 +173,11 @@ Rotary::Rotary(int32_t head_dim, double base, int32_t context)
   }
 }
 
+void Rotary::to(c10::Device device) {
+  cos_ = cos_.to(device);
+  sin_ = sin_.to(device);
+}
+
 Heads Rotary::split_heads(const Tensor& fused, int32_t q_heads, int32_t kv_heads) const {
   NATSLM_CHECK(fused.size(1) <= context_, "a sequence of ", fused.size(1),
                " tokens is longer than the model's context of ", context_, " tokens; shorten it");
@@ -187,9 +192,11 @@ Heads Rotary::split_heads(const Tensor& fused, int32_t q_heads, int32_t kv_heads
 Tensor Rotary::rotate(const Tensor& x, const Tensor& positions) const {
   const c10::NoGradGuard no_grad;
   if (positions.numel() == 0) return x;
-  const auto highest = positions.max().item<int64_t>();
-  NATSLM_CHECK(highest < context_, "position ", highest, " is beyond the model's context of ",
-               context_, " tokens; use a shorter context");
+  if (positions.is_cpu()) {
+    const auto highest = positions.max().item<int64_t>();
+    NATSLM_CHECK(highest < context_, "position ", highest, " is beyond the model's context of ",
+                 context_, " tokens; use a shorter context");
+  }
   const Tensor index = positions.to(cos_.device());
   const auto at_positions = [&](const Tensor& table) {
     return table.index_select(0, index).unsqueeze(1).to(x.options());

@@ -21,12 +21,16 @@ class Rotary {
   // Positions 0 .. context - 1 of heads of head_dim channels (even).
   Rotary(int32_t head_dim, double base, int32_t context);
 
+  void to(c10::Device device);
+  const at::Tensor& cos() const { return cos_; }  // [context, D/2] float
+  const at::Tensor& sin() const { return sin_; }
+
   // fused [B, T, (q_heads + 2 kv_heads) * D + rest]: q, k, v head by head, then anything else;
   // token t is at position t. Differentiable.
   Heads split_heads(const at::Tensor& fused, int32_t q_heads, int32_t kv_heads) const;
 
   // x [n, H, D] turned to the positions [n] (int32). No gradient. Throws Error for a position
-  // outside.
+  // outside (of positions on a GPU the caller has made sure: looking would wait for the device).
   at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions) const;
 
  private:

@@ -109,7 +109,8 @@ Tensor norm_backward(const Normed& forward, const Tensor& weight, const NormOpti
 Tensor gelu(const Tensor& x) {
   check_array(x, "gelu: x", x.scalar_type(), x.sizes(), x);
   Tensor y = at::empty_like(x);
-  run(kernels::GeluForward{
+  run(
+      kernels::GeluForward{
           .count = x.numel(), .dtype = dtype_of(x.scalar_type()), .x = raw(x), .y = raw(y)},
       x);
   return y;
@@ -155,8 +156,7 @@ Tensor rotate_heads_backward(const Tensor& dq_in, const Tensor& dk_in, const Ten
   const auto readable = [](const Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); };
   const Tensor dq = readable(dq_in), dk = readable(dk_in), dv = readable(dv_in);
   const int64_t batch = dq.size(0), tokens = dq.size(2), rest = drest.defined() ? drest.size(2) : 0;
-  if (drest.defined())
-    check_array(drest, "rotary: drest", at::kFloat, {batch, tokens, rest}, dq);
+  if (drest.defined()) check_array(drest, "rotary: drest", at::kFloat, {batch, tokens, rest}, dq);
   const auto strides = [](const Tensor& x) {
     return kernels::Strides{x.stride(0), x.stride(1), x.stride(2)};
   };

@@ -1,9 +1,9 @@
-// The fused kernels of a training pass on tensors: kernels/{fused_norm,gelu,rotary,cross_entropy}.h.
-// A caller that writes its own gradients calls them, so they have no operator schema and no
-// gradient of their own. On a GPU nothing waits; on the CPU the reference runs (for tests: plain and
-// slow). Activations are float32 (CPU only) or bfloat16. Every function throws Error naming what
-// does not fit.
-// SPDX-License-Identifier: Apache-2.0
+// The fused kernels of a training pass on tensors:
+// kernels/{fused_norm,gelu,rotary,cross_entropy}.h. A caller that writes its own gradients calls
+// them, so they have no operator schema and no gradient of their own. On a GPU nothing waits; on
+// the CPU the reference runs (for tests: plain and slow). Activations are float32 (CPU only) or
+// bfloat16. Every function throws Error naming what does not fit. SPDX-License-Identifier:
+// Apache-2.0
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -28,11 +28,11 @@ Normed norm(const at::Tensor& x, const at::Tensor& branch, const at::Tensor& wei
             const NormOptions& options, at::ScalarType dtype);
 
 // Gradient of a norm. dy [N, width]; `dx` [N, width] float holds the gradient of sum from its other
-// reader (`add`) or anything (not `add`), and then that of x; returns the same rounded to dy's type.
-// dweight [width] float is written (or added to), unless undefined.
-at::Tensor norm_backward(const Normed& forward, const at::Tensor& weight, const NormOptions& options,
-                         const at::Tensor& dy, const at::Tensor& dx, bool add,
-                         const at::Tensor& dweight, bool accumulate);
+// reader (`add`) or anything (not `add`), and then that of x; returns the same rounded to dy's
+// type. dweight [width] float is written (or added to), unless undefined.
+at::Tensor norm_backward(const Normed& forward, const at::Tensor& weight,
+                         const NormOptions& options, const at::Tensor& dy, const at::Tensor& dx,
+                         bool add, const at::Tensor& dweight, bool accumulate);
 
 at::Tensor gelu(const at::Tensor& x);
 // Overwrites dy with the gradient of x; returns gelu(x) if `want_y`, else an undefined tensor.
@@ -47,8 +47,8 @@ at::Tensor rotate_heads_backward(const at::Tensor& dq, const at::Tensor& dk, con
                                  const at::Tensor& drest, int64_t columns, const at::Tensor& cos,
                                  const at::Tensor& sin);
 
-// logits [N, columns] contiguous with `vocabulary` <= columns, targets [N] int32. Returns the losses
-// [N] float; with a gradient, logits become `weight` times the derivative of their sum.
+// logits [N, columns] contiguous with `vocabulary` <= columns, targets [N] int32. Returns the
+// losses [N] float; with a gradient, logits become `weight` times the derivative of their sum.
 at::Tensor cross_entropy_rows_(const at::Tensor& logits, const at::Tensor& targets,
                                int64_t vocabulary, bool gradient, double weight);
 

@@ -1,10 +1,8 @@
 // One block a row, two passes over it: the maximum and the sum of exponentials together, then the
-// gradient. A row of 50,304 bf16 logits is 100 KB; the rows of all blocks at work stay in the second
-// level cache between the passes.
-// SPDX-License-Identifier: Apache-2.0
-#include "natslm/kernels/cross_entropy.h"
-
+// gradient. A row of 50,304 bf16 logits is 100 KB; the rows of all blocks at work stay in the
+// second level cache between the passes. SPDX-License-Identifier: Apache-2.0
 #include "natslm/base/error.h"
+#include "natslm/kernels/cross_entropy.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/vectors.cuh"
 
@@ -77,7 +75,8 @@ __global__ void __launch_bounds__(kThreads, 3) kernel(CrossEntropy p) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const float softmax = exp2f(v.v[e] * kLog2E - log2_sum);
-      v.v[e] = c + e >= p.vocabulary ? 0.0f : p.weight * (softmax - (c + e == target ? 1.0f : 0.0f));
+      v.v[e] =
+          c + e >= p.vocabulary ? 0.0f : p.weight * (softmax - (c + e == target ? 1.0f : 0.0f));
     }
     store8(logits + c, v);
   }

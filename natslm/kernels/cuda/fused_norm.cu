@@ -1,15 +1,13 @@
-// A row is held in registers by one to eight warps, eight numbers a thread and vector, so each array
-// crosses memory once. In the pass back a fixed number of blocks walks over the rows and every
-// thread keeps the sums of its columns of dweight; a second kernel adds up the blocks' sums in
-// order.
-// SPDX-License-Identifier: Apache-2.0
-#include "natslm/kernels/fused_norm.h"
-
+// A row is held in registers by one to eight warps, eight numbers a thread and vector, so each
+// array crosses memory once. In the pass back a fixed number of blocks walks over the rows and
+// every thread keeps the sums of its columns of dweight; a second kernel adds up the blocks' sums
+// in order. SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
 #include "natslm/base/error.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/vectors.cuh"
+#include "natslm/kernels/fused_norm.h"
 
 namespace natslm::kernels::cuda {
 namespace {
@@ -81,8 +79,7 @@ __global__ void __launch_bounds__(S::kThreads) forward_kernel(NormForward p) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) total += x[i].v[e];
   const float width = static_cast<float>(p.width);
-  const float mean =
-      p.centered ? row_sum<S::kWarps>(float2{total, 0}, scratch).x / width : 0.0f;
+  const float mean = p.centered ? row_sum<S::kWarps>(float2{total, 0}, scratch).x / width : 0.0f;
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < S::kVectors; ++i) {
@@ -175,7 +172,8 @@ __global__ void __launch_bounds__(S::kThreads)
   } else {
     __shared__ alignas(16) float rows[S::kRowsPerBlock][256 * S::kWarps * S::kVectors];
 #pragma unroll
-    for (int i = 0; i < S::kVectors; ++i) store8(rows[S::row_in_block()] + S::column(i), dweight[i]);
+    for (int i = 0; i < S::kVectors; ++i)
+      store8(rows[S::row_in_block()] + S::column(i), dweight[i]);
     __syncthreads();
     for (int c = static_cast<int>(threadIdx.x); c < p.width; c += S::kThreads) {
       float sum = rows[0][c];
@@ -268,8 +266,8 @@ void run(const NormBackward& p, CUstream_st* stream) {
   NATSLM_CUDA(cudaGetLastError());
   if (!partial) return;
   const int32_t groups = (p.width + kReduceColumns - 1) / kReduceColumns;
-  reduce_kernel<<<groups, dim3(kReduceColumns, kReduceParts), 0, stream>>>(
-      partial, blocks, p.width, p.dweight, p.accumulate);
+  reduce_kernel<<<groups, dim3(kReduceColumns, kReduceParts), 0, stream>>>(partial, blocks, p.width,
+                                                                           p.dweight, p.accumulate);
   NATSLM_CUDA(cudaGetLastError());
 }
 

@@ -1,10 +1,9 @@
 // Bound by memory: one 16-byte access of each array a thread.
 // SPDX-License-Identifier: Apache-2.0
-#include "natslm/kernels/gelu.h"
-
 #include "natslm/base/error.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/vectors.cuh"
+#include "natslm/kernels/gelu.h"
 
 namespace natslm::kernels::cuda {
 namespace {

@@ -1,11 +1,10 @@
 // Bound by memory: a thread turns eight channel pairs with two 16-byte accesses each way. The angle
 // tables are small enough for the caches; threads that follow each other share a token.
 // SPDX-License-Identifier: Apache-2.0
-#include "natslm/kernels/rotary.h"
-
 #include "natslm/base/error.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/vectors.cuh"
+#include "natslm/kernels/rotary.h"
 
 namespace natslm::kernels::cuda {
 namespace {

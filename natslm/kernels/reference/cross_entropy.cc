@@ -28,9 +28,9 @@ void run(const CrossEntropy& p) {
     for (int32_t v = 0; v < p.vocabulary; ++v)
       sum += std::exp(load(p.logits, p.dtype, first + v) - top);
     const bool inside = target >= 0 && target < p.vocabulary;
-    p.loss[r] = inside ? static_cast<float>(top + std::log(sum) -
-                                            load(p.logits, p.dtype, first + target))
-                       : std::numeric_limits<float>::quiet_NaN();
+    p.loss[r] =
+        inside ? static_cast<float>(top + std::log(sum) - load(p.logits, p.dtype, first + target))
+               : std::numeric_limits<float>::quiet_NaN();
     if (!p.gradient) continue;
     for (int32_t v = 0; v < p.vocabulary; ++v) {
       const double softmax = std::exp(load(p.logits, p.dtype, first + v) - top) / sum;

@@ -12,7 +12,8 @@ void turn(const void* from, int64_t from_first, void* to, int64_t to_first, DTyp
           const float* cos, const float* sin, double sign, int32_t head_dim) {
   const int32_t half = head_dim / 2;
   for (int32_t c = 0; c < half; ++c) {
-    const double a = load(from, dtype, from_first + c), b = load(from, dtype, from_first + half + c);
+    const double a = load(from, dtype, from_first + c),
+                 b = load(from, dtype, from_first + half + c);
     const double s = sign * sin[c];
     store(to, dtype, to_first + c, a * cos[c] - b * s);
     store(to, dtype, to_first + half + c, b * cos[c] + a * s);
