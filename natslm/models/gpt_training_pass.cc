@@ -106,7 +106,7 @@ class GptTrainingPass : public TrainingPass {
  public:
   GptTrainingPass(const Config& config, const GptWeights& weights, const Rotary& rotary,
                   const NamedTensors& parameters, at::ScalarType type)
-      : c_(config), weights_(weights), rotary_(rotary), type_(type) {
+      : c_(config), weights_(weights), rotary_(rotary), parameters_(parameters), type_(type) {
     const c10::Device device = weights.embedding.device();
     NATSLM_CHECK(type == at::kBFloat16 || (device.is_cpu() && type == at::kFloat),
                  "a training pass on ", device.str(), " cannot be of ", c10::toString(type),
@@ -123,6 +123,36 @@ class GptTrainingPass : public TrainingPass {
       copies_of_.push_back(copy);
       masters_.push_back(weight.detach());
     });
+    load_weights();
+  }
+
+  void load_weights() override {
+    const c10::NoGradGuard no_grad;
+    at::_foreach_copy_(copies_of_, masters_);
+  }
+
+  const std::vector<Tensor>& gradients() override {
+    if (gradients_.empty()) make_gradients();
+    return gradients_;
+  }
+
+  PassOutput loss(const TrainingInput& input, const Tensor& targets) override {
+    return run(input, targets, nullptr);
+  }
+
+  PassOutput loss_and_gradients(const TrainingInput& input, const Tensor& targets,
+                                const PassGradients& want) override {
+    gradients();
+    return run(input, targets, &want);
+  }
+
+ private:
+  bool dense() const { return c_.roles.set == roles::RoleSet::kDense; }
+  int64_t head_columns() const { return (int64_t{c_.q_heads} + 2 * c_.kv_heads) * c_.head_dim; }
+  int64_t score_columns() const { return dense() ? 0 : int64_t{roles::kRoles} * c_.kv_heads; }
+  ops::NormOptions norm_options() const { return {.epsilon = c_.norm_epsilon}; }
+
+  void make_gradients() {
     std::unordered_map<const c10::TensorImpl*, Tensor> by_weight;
     gradient_matrices_ =
         make_matrices(at::kFloat, [&](const Tensor& gradient, const Tensor& weight) {
@@ -137,32 +167,9 @@ class GptTrainingPass : public TrainingPass {
       mlp_norm_gradients_.push_back(vector(layer.mlp_norm));
     }
     final_norm_gradient_ = vector(weights_.final_norm);
-    for (const auto& [name, parameter] : parameters)
+    for (const auto& [name, parameter] : parameters_)
       gradients_.push_back(by_weight.at(parameter.unsafeGetTensorImpl()));
-    load_weights();
   }
-
-  void load_weights() override {
-    const c10::NoGradGuard no_grad;
-    at::_foreach_copy_(copies_of_, masters_);
-  }
-
-  const std::vector<Tensor>& gradients() const override { return gradients_; }
-
-  PassOutput loss(const TrainingInput& input, const Tensor& targets) override {
-    return run(input, targets, nullptr);
-  }
-
-  PassOutput loss_and_gradients(const TrainingInput& input, const Tensor& targets,
-                                const PassGradients& gradients) override {
-    return run(input, targets, &gradients);
-  }
-
- private:
-  bool dense() const { return c_.roles.set == roles::RoleSet::kDense; }
-  int64_t head_columns() const { return (int64_t{c_.q_heads} + 2 * c_.kv_heads) * c_.head_dim; }
-  int64_t score_columns() const { return dense() ? 0 : int64_t{roles::kRoles} * c_.kv_heads; }
-  ops::NormOptions norm_options() const { return {.epsilon = c_.norm_epsilon}; }
 
   // Calls part(piece of a matrix, the weight it belongs to) for all of them.
   template <class Part>
@@ -417,6 +424,7 @@ class GptTrainingPass : public TrainingPass {
   const Config& c_;
   const GptWeights& weights_;
   const Rotary& rotary_;
+  const NamedTensors& parameters_;
   at::ScalarType type_;
   Matrices copies_, gradient_matrices_;
   std::vector<Tensor> copies_of_, masters_;  // pieces of copies_ and the weights they are copies of

@@ -46,8 +46,8 @@ class TrainingPass {
                                         const PassGradients& gradients) = 0;
 
   // One for each of the model's parameters, in their order and with their shapes, float32. Owned by
-  // the pass; 0 until written.
-  virtual const std::vector<at::Tensor>& gradients() const = 0;
+  // the pass, made when they are first asked for or written; 0 until written.
+  virtual const std::vector<at::Tensor>& gradients() = 0;
 
   // Told the name of each part of the pass before its first kernel is queued; for measurements.
   using Marker = std::function<void(std::string_view part)>;

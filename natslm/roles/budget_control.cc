@@ -7,12 +7,6 @@
 #include "natslm/base/error.h"
 
 namespace natslm::roles {
-namespace {
-
-// Beyond these lambda has no further effect; bounds keep a target out of reach from winding it up.
-constexpr double kMinLogLambda = -14, kMaxLogLambda = 5;
-
-}  // namespace
 
 BudgetControl::BudgetControl(const BudgetOptions& options) : options_(options) {
   NATSLM_CHECK(options.target > 0 && options.target <= 1, "KV budget ", options.target,

@@ -7,6 +7,9 @@
 
 namespace natslm::roles {
 
+// Beyond these lambda has no further effect; bounds keep a target out of reach from winding it up.
+inline constexpr double kMinLogLambda = -14, kMaxLogLambda = 5;
+
 struct BudgetOptions {
   double target = 0.1;           // KV at end to reach, in (0, 1]
   double initial_lambda = 0.01;  // > 0

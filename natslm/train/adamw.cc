@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/train/adamw.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/full.h>
@@ -26,10 +27,11 @@ AdamW::AdamW(const models::NamedTensors& parameters, const AdamWOptions& options
     group.parameters.push_back(parameter);
     group.means.push_back(at::zeros_like(parameter.detach()));
     group.squares.push_back(at::zeros_like(parameter.detach()));
-    group.steps.push_back(at::full({}, 0.0f, parameter.options().requires_grad(false)));
     state_.emplace_back("mean." + name, group.means.back());
     state_.emplace_back("square." + name, group.squares.back());
   }
+  NATSLM_ASSERT(!parameters.empty());
+  steps_ = at::full({}, 0.0f, parameters.front().second.options().requires_grad(false));
 }
 
 AdamW::Group& AdamW::group_of(double decay, double rate_factor) {
@@ -40,29 +42,47 @@ AdamW::Group& AdamW::group_of(double decay, double rate_factor) {
   return groups_.back();
 }
 
+AdamW::Active AdamW::active(const Group& group) const {
+  Active a;
+  for (size_t i = 0; i < group.parameters.size(); ++i) {
+    const at::Tensor& gradient = group.parameters[i].grad();
+    if (!gradient.defined()) continue;
+    a.parameters.push_back(group.parameters[i]);
+    a.gradients.push_back(gradient);
+    a.means.push_back(group.means[i]);
+    a.squares.push_back(group.squares[i]);
+    a.steps.push_back(steps_);
+  }
+  return a;
+}
+
 void AdamW::step(double learning_rate, double gradient_divisor) {
   const c10::NoGradGuard no_grad;
-  ++steps_;
-  for (Group& group : groups_) {
-    std::vector<at::Tensor> parameters, gradients, means, squares, steps;
-    for (size_t i = 0; i < group.parameters.size(); ++i) {
-      group.steps[i].fill_(static_cast<double>(steps_));
-      const at::Tensor& gradient = group.parameters[i].grad();
-      if (!gradient.defined()) continue;
-      parameters.push_back(group.parameters[i]);
-      gradients.push_back(gradient);
-      means.push_back(group.means[i]);
-      squares.push_back(group.squares[i]);
-      steps.push_back(group.steps[i]);
-    }
-    if (parameters.empty()) continue;
+  steps_.add_(1);
+  for (const Group& group : groups_) {
+    const Active a = active(group);
+    if (a.parameters.empty()) continue;
     std::optional<at::Tensor> scale;
     if (gradient_divisor != 1)
-      scale = at::full({}, gradient_divisor, gradients.front().options().dtype(at::kFloat));
-    at::_fused_adamw_(parameters, gradients, means, squares, {}, steps,
+      scale = at::full({}, gradient_divisor, a.gradients.front().options().dtype(at::kFloat));
+    at::_fused_adamw_(a.parameters, a.gradients, a.means, a.squares, {}, a.steps,
                       learning_rate * group.rate_factor, options_.beta1, options_.beta2,
-                      group.decay, options_.epsilon,
-                      /*amsgrad=*/false, /*maximize=*/false, scale);
+                      group.decay, options_.epsilon, /*amsgrad=*/false, /*maximize=*/false, scale);
+  }
+}
+
+void AdamW::step_on_device(const at::Tensor& learning_rate, const at::Tensor& gradient_divisor,
+                           const at::Tensor& skip) {
+  const c10::NoGradGuard no_grad;
+  steps_.add_(1);
+  for (const Group& group : groups_) {
+    const Active a = active(group);
+    if (a.parameters.empty()) continue;
+    const at::Tensor rate =
+        group.rate_factor == 1 ? learning_rate : learning_rate * group.rate_factor;
+    at::_fused_adamw_(a.parameters, a.gradients, a.means, a.squares, {}, a.steps, rate,
+                      options_.beta1, options_.beta2, group.decay, options_.epsilon,
+                      /*amsgrad=*/false, /*maximize=*/false, gradient_divisor, skip);
   }
 }
 
@@ -72,12 +92,16 @@ void AdamW::zero_gradients() {
     for (at::Tensor& parameter : group.parameters) parameter.mutable_grad() = at::Tensor();
 }
 
+int64_t AdamW::steps() const {
+  return steps_.item<int64_t>();
+}
+
 models::NamedTensors AdamW::state() const {
   return state_;
 }
 
 void AdamW::set_steps(int64_t steps) {
-  steps_ = steps;
+  steps_.fill_(static_cast<double>(steps));
 }
 
 double gradient_norm(const models::NamedTensors& parameters) {

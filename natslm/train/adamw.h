@@ -35,8 +35,12 @@ class AdamW {
   // changes the stored gradients too unless it is 1). A parameter without gradient is left alone,
   // its decay included.
   void step(double learning_rate, double gradient_divisor = 1);
+  // The same with what changes from step to step in device memory, for a CUDA graph: 0-dim float
+  // tensors beside the parameters. skip = 1: nothing but the count of steps changes. Never waits.
+  void step_on_device(const at::Tensor& learning_rate, const at::Tensor& gradient_divisor,
+                      const at::Tensor& skip);
   void zero_gradients();
-  int64_t steps() const { return steps_; }
+  int64_t steps() const;
 
   // The state as named tensors that share its memory: mean.<name>, square.<name>; together with
   // steps() it is everything. Writing to them and set_steps() restores it.
@@ -46,14 +50,20 @@ class AdamW {
  private:
   struct Group {
     double decay = 0, rate_factor = 1;
-    std::vector<at::Tensor> parameters, means, squares, steps;
+    std::vector<at::Tensor> parameters, means, squares;
   };
+  // A group's tensors that have a gradient.
+  struct Active {
+    std::vector<at::Tensor> parameters, gradients, means, squares, steps;
+  };
+  Active active(const Group& group) const;
   Group& group_of(double decay, double rate_factor);
 
   AdamWOptions options_;
   std::vector<Group> groups_;
   models::NamedTensors state_;
-  int64_t steps_ = 0;
+  at::Tensor steps_;  // 0-dim float beside the parameters, as LibTorch's kernel wants it: exact to
+                      // 2^24
 };
 
 // Euclidean norm of all gradients together, in the order of the parameters.

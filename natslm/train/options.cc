@@ -47,6 +47,17 @@ void check(const Options& o) {
   share("kv-budget", o.kv_budget, true);
   positive("control-gain", o.control_gain);
   positive("control-start", o.control_start);
+  not_negative("bias-range", o.bias_range);
+  NATSLM_CHECK(o.optimize == kJoint || o.optimize == kAlternating, "--optimize is ", o.optimize,
+               "; choose ", kJoint, " or ", kAlternating);
+  if (o.optimize == kAlternating) {
+    NATSLM_CHECK(o.batch % 2 == 0, "--batch is ", o.batch, "; --optimize ", kAlternating,
+                 " halves it, so it must be even");
+    NATSLM_CHECK(
+        o.micro_batch == 0 || o.micro_batch >= o.batch / 2 || (o.batch / 2) % o.micro_batch == 0,
+        "--micro-batch is ", o.micro_batch, "; with --optimize ", kAlternating,
+        " it must divide half of --batch, which is ", o.batch / 2);
+  }
 }
 
 }  // namespace natslm::train

@@ -4,8 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace natslm::train {
+
+// Values of --optimize.
+inline constexpr const char* kJoint = "joint";
+inline constexpr const char* kAlternating = "alternating";
 
 struct Options {
   int64_t steps = 1000;
@@ -25,6 +30,11 @@ struct Options {
   double kv_budget = 0;
   double control_gain = 0.05;
   double control_start = 0.01;
+  std::string optimize = kJoint;
+  double bias_range = 0;
+  bool limit_factor = true;
+  bool causal_normalizer = false;
+  bool end_term = false;
   uint64_t seed = 1;
   int64_t log_every = 10;
   int64_t validate_every = 0;
@@ -64,6 +74,18 @@ void for_each_field(O& o, Visit&& visit) {
   visit("control-gain", o.control_gain, kWeights,
         "largest change of log(lambda) a step while aiming at --kv-budget");
   visit("control-start", o.control_start, kWeights, "lambda at step 0 with --kv-budget");
+  visit("optimize", o.optimize, kWeights,
+        "joint: all tokens train weights and roles; alternating: half of each batch the weights, "
+        "the other half the roles");
+  visit("bias-range", o.bias_range, kWeights,
+        "each sequence's Sliding logits are shifted by a number drawn up to this far from 0, so "
+        "that one model serves many budgets; 0: none are");
+  visit("limit-factor", o.limit_factor, kWeights,
+        "gradient of the roles: no hidden pair counts more than a whole probability");
+  visit("causal-normalizer", o.causal_normalizer, kWeights,
+        "gradient of the roles: probabilities over all keys before a query, not the live ones");
+  visit("end-term", o.end_term, kWeights,
+        "gradient of the roles: a Global pays for the Locals it ends");
   visit("seed", o.seed, kWeights, "of initial weights, data order and sampled roles");
   visit("log-every", o.log_every, kFilesOnly, "steps between lines of the log");
   visit("validate-every", o.validate_every, kFilesOnly,

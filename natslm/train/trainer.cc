@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/train/trainer.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full_like.h>
 #include <c10/core/GradMode.h>
 #include <sys/resource.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <chrono>
 #include <cmath>
@@ -17,9 +14,9 @@
 #include "natslm/base/error.h"
 #include "natslm/models/models.h"
 #include "natslm/models/safetensors.h"
-#include "natslm/train/cross_entropy.h"
+#include "natslm/train/device_steps.h"
 #include "natslm/train/run_log.h"
-#include "natslm/train/schedule.h"
+#include "natslm/train/steps.h"
 
 namespace natslm::train {
 
@@ -92,7 +89,8 @@ Json to_json(const Result& r) {
       {"kv_mean", r.shares.kv_mean},
       {"pairs", r.shares.pairs},
       {"lambda", r.lambda},
-      {"peak_bytes", r.peak_bytes}};
+      {"peak_bytes", r.peak_bytes},
+      {"peak_device_bytes", r.peak_device_bytes}};
 }
 
 fs::path checkpoint_folder(const fs::path& run_folder) {
@@ -118,106 +116,48 @@ Trainer::Trainer(models::Model& model, const data::TokenDataset& dataset, const 
       options_((check(options), options)),
       folder_(std::move(folder)),
       parts_(std::move(parts)),
-      checkpoints_(checkpoint_folder(folder_), options.keep_checkpoints, parts_.probe),
-      optimizer_(model.parameters(), {options.beta1, options.beta2, options.epsilon, options.decay},
-                 [&](std::string_view name) {
-                   return models::is_score_layer(name) ? options.role_rate : 1.0;
-                 }) {
+      checkpoints_(checkpoint_folder(folder_), options.keep_checkpoints, parts_.probe) {
   NATSLM_CHECK(dataset_.windows(options_.context) > 0, "the text has ", dataset_.tokens(),
                " tokens, fewer than one window of ", options_.context + 1,
                "; give more text or a shorter --context");
   NATSLM_CHECK(options_.context <= model_.config().context, "--context is ", options_.context,
                "; the model was built for at most ", model_.config().context);
-  if (options_.kv_budget > 0 && model_.config().roles.set != roles::RoleSet::kDense)
-    control_.emplace(roles::BudgetOptions{.target = options_.kv_budget,
-                                          .initial_lambda = options_.control_start,
-                                          .gain = options_.control_gain});
+  NATSLM_CHECK(options_.optimize == kJoint || model_.config().roles.set != roles::RoleSet::kDense,
+               "--optimize is ", options_.optimize, "; a dense model has no roles to train apart");
+  steps_ = model_.device().is_cpu()
+               ? make_autograd_steps(model_, dataset_, options_)
+               : make_device_steps(model_, dataset_, options_, {.graph = parts_.graph});
 }
 
-double Trainer::lambda() const {
-  if (model_.config().roles.set == roles::RoleSet::kDense) return 0;
-  return control_ ? control_->lambda() : options_.lambda;
-}
+Trainer::~Trainer() = default;
 
 bool Trainer::stop_requested() const {
   return parts_.stop && parts_.stop();
 }
 
-StepReport Trainer::step() {
-  const auto begin = std::chrono::steady_clock::now();
-  const int64_t micro = options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
-  const int64_t parts = options_.batch / micro;
-  const int64_t tokens = options_.batch * options_.context;
-  StepReport report{.sampled = {0, 0, 0}, .kv_end = 0};
-  report.lambda = lambda();
-  report.learning_rate = options_.learning_rate *
-                         schedule(step_, options_.steps, options_.warm_up, options_.final_share);
-  optimizer_.zero_gradients();
-  double loss = 0;
-  for (int64_t part = 0; part < parts; ++part) {
-    const at::Tensor windows = at::empty({micro, options_.context + 1}, at::kInt);
-    models::TrainingInput input;
-    input.sequences = at::empty({micro}, at::kLong);
-    dataset_.fill_samples(step_ * options_.batch + part * micro, micro, options_.context,
-                          windows.mutable_data_ptr<int32_t>(),
-                          input.sequences.mutable_data_ptr<int64_t>());
-    const at::Tensor ids = windows.to(at::kLong);
-    input.tokens = ids.slice(1, 0, options_.context).contiguous();
-    input.seed = options_.seed;
-    input.step = step_;
-    const models::TrainingOutput output = model_.forward(input);
-
-    const at::Tensor gradient = output.logits.detach().contiguous();
-    loss += cross_entropy_to_gradient(gradient, ids.slice(1, 1), 1.0 / static_cast<double>(tokens));
-    // Backward from the logits with that gradient and from the price with its weight: the same as
-    // from the sum, without keeping probabilities beside the logits.
-    torch::autograd::variable_list roots = {output.logits}, gradients = {gradient};
-    if (output.price.defined() && output.price.requires_grad()) {
-      roots.push_back(output.price);
-      gradients.push_back(
-          at::full_like(output.price.detach(), report.lambda / static_cast<double>(parts)));
+StepReport Trainer::finish_step() {
+  const FinishedStep done = steps_->finish();
+  if (done.failed) {
+    std::ostringstream text;
+    const double loss = done.report.loss;
+    text << "step " << done.report.step << ": the loss is ";
+    // Not streamed: the sign of a NaN is nobody's business.
+    text << (std::isnan(loss) ? "nan" : std::isinf(loss) ? "infinite" : std::to_string(loss));
+    if (done.bad) {
+      text << "; the first tensor that is not finite is "
+           << (done.bad->is_gradient ? "the gradient of " : "the weight ") << done.bad->name;
     }
-    torch::autograd::backward(roots, gradients);
-
-    const double share = 1.0 / static_cast<double>(parts);
-    report.sampled.pairs += share * output.sampled.pairs;
-    report.sampled.kv_end += share * output.sampled.kv_end;
-    report.sampled.kv_mean += share * output.sampled.kv_mean;
-    report.kv_end += share * output.argmax_kv_end;
+    const fs::path last = checkpoints_.latest();
+    if (last.empty()) {
+      text << "; no checkpoint was written yet";
+    } else {
+      text << "; the last good checkpoint is " << last.string();
+    }
+    fail(text.str(), ". Try a lower --lr or a longer --warm-up");
   }
-  report.loss = loss / static_cast<double>(tokens);
-  report.gradient_norm = gradient_norm(model_.parameters());
-  require_finite(report.loss, report.gradient_norm);
-  const bool clip = options_.clip > 0 && report.gradient_norm > options_.clip;
-  optimizer_.step(report.learning_rate, clip ? report.gradient_norm / options_.clip : 1.0);
-  if (control_) control_->observe(report.kv_end);
-
-  report.step = ++step_;
-  const double seconds = seconds_since(begin);
-  step_seconds_ += seconds;
-  report.tokens_per_s = static_cast<double>(tokens) / seconds;
-  return report;
-}
-
-void Trainer::require_finite(double loss, double norm) const {
-  if (std::isfinite(loss) && std::isfinite(norm)) return;
-  const auto bad = find_non_finite(model_.parameters());
-  if (!bad && std::isfinite(loss)) return;  // only the norm's sum of squares overflowed
-  std::ostringstream text;
-  text << "step " << step_ + 1 << ": the loss is ";
-  // Not streamed: the sign of a NaN is nobody's business.
-  text << (std::isnan(loss) ? "nan" : std::isinf(loss) ? "infinite" : std::to_string(loss));
-  if (bad) {
-    text << "; the first tensor that is not finite is "
-         << (bad->is_gradient ? "the gradient of " : "the weight ") << bad->name;
-  }
-  const fs::path last = checkpoints_.latest();
-  if (last.empty()) {
-    text << "; no checkpoint was written yet";
-  } else {
-    text << "; the last good checkpoint is " << last.string();
-  }
-  fail(text.str(), ". Try a lower --lr or a longer --warm-up");
+  step_ = done.report.step;
+  step_seconds_ += done.seconds;
+  return done.report;
 }
 
 void Trainer::save_checkpoint() {
@@ -232,15 +172,15 @@ void Trainer::save_checkpoint() {
                 {"shares", {last_.sampled.pairs, last_.kv_end, last_.sampled.kv_mean}},
                 {"options", to_json(options_)},
                 {"identity", parts_.identity}};
-  if (control_) {
-    const auto& control = control_->state();
-    state["control"] = {
-        {"log_lambda", control.log_lambda}, {"average", control.average}, {"steps", control.steps}};
+  if (const auto control = steps_->control()) {
+    state["control"] = {{"log_lambda", control->log_lambda},
+                        {"average", control->average},
+                        {"steps", control->steps}};
   }
   checkpoints_.save(step_, state, [&](const fs::path& folder) {
     if (parts_.tokenizer != nullptr) parts_.tokenizer->save(folder);
     models::save_model(model_, folder);
-    models::write_safetensors(folder / "optimizer.safetensors", optimizer_.state());
+    models::write_safetensors(folder / "optimizer.safetensors", steps_->optimizer().state());
   });
   if (parts_.observer) parts_.observer->on_checkpoint(step_, checkpoints_.latest());
 }
@@ -266,7 +206,7 @@ void Trainer::resume(const fs::path& checkpoint) {
   models::load_weights(model_, checkpoint / "model.safetensors");
   const models::SafetensorsFile moments(checkpoint / "optimizer.safetensors");
   const c10::NoGradGuard no_grad;
-  for (const auto& [name, moment] : optimizer_.state())
+  for (const auto& [name, moment] : steps_->optimizer().state())
     at::Tensor(moment).copy_(moments.tensor(name, moment.sizes()));
   step_ = state.at("step").get<int64_t>();
   step_seconds_ = state.at("step_seconds").get<double>();
@@ -274,12 +214,12 @@ void Trainer::resume(const fs::path& checkpoint) {
   last_.sampled.pairs = state.at("shares").at(0).get<double>();
   last_.kv_end = state.at("shares").at(1).get<double>();
   last_.sampled.kv_mean = state.at("shares").at(2).get<double>();
-  optimizer_.set_steps(step_);
-  if (control_) {
+  steps_->optimizer().set_steps(step_);
+  if (steps_->control()) {
     const Json& control = state.at("control");
-    control_->restore({.log_lambda = control.at("log_lambda").get<double>(),
-                       .average = control.at("average").get<double>(),
-                       .steps = control.at("steps").get<int64_t>()});
+    steps_->restore_control({.log_lambda = control.at("log_lambda").get<double>(),
+                             .average = control.at("average").get<double>(),
+                             .steps = control.at("steps").get<int64_t>()});
   }
   checkpoints_.set_latest(checkpoint);
 }
@@ -291,29 +231,40 @@ Result Trainer::run() {
   Mean mean;
   std::optional<Validation> validation;
   int64_t saved = step_ > 0 ? step_ : -1;
-  while (step_ < options_.steps && !stop_requested()) {
-    StepReport report = step();
+  // Takes the oldest step that has begun.
+  const auto take = [&] {
+    StepReport report = finish_step();
     report.seconds_left = seconds_since(begin) / static_cast<double>(step_ - first) *
                           static_cast<double>(options_.steps - step_);
     mean.add(report);
     if (parts_.observer) parts_.observer->on_step(report);
-    const bool done = step_ == options_.steps;
-    const auto due = [&](int64_t every) { return every > 0 && step_ % every == 0; };
-    if (done || due(options_.log_every)) {
+    if (step_ == options_.steps || step_ % options_.log_every == 0) {
       last_ = mean.take();
       log.write(last_);
       if (parts_.observer) parts_.observer->on_log(last_);
     }
-    if (parts_.validate && (done || due(options_.validate_every))) {
+  };
+  int64_t begun = step_;
+  while (begun < options_.steps && !stop_requested()) {
+    steps_->begin(begun++);
+    const bool done = begun == options_.steps;
+    const auto due = [&](int64_t every) { return every > 0 && begun % every == 0; };
+    const bool validates = parts_.validate && (done || due(options_.validate_every)),
+               saves = done || due(options_.checkpoint_every);
+    // Both look at the weights as they are after this very step.
+    const int64_t unfinished = validates || saves ? 0 : steps_->ahead();
+    while (begun - step_ > unfinished) take();
+    if (validates) {
       validation = parts_.validate();
       log.write(step_, *validation);
       if (parts_.observer) parts_.observer->on_validation(step_, *validation);
     }
-    if (done || due(options_.checkpoint_every)) {
+    if (saves) {
       save_checkpoint();
       saved = step_;
     }
   }
+  while (step_ < begun) take();
   if (saved != step_ && step_ > 0) save_checkpoint();
 
   Result result;
@@ -329,8 +280,9 @@ Result Trainer::run() {
     result.validation_perplexity = validation->perplexity;
     result.shares = validation->shares;
   }
-  result.lambda = lambda();
+  result.lambda = steps_->lambda();
   result.peak_bytes = peak_bytes();
+  result.peak_device_bytes = steps_->peak_device_bytes();
   log.write(to_json(result));
   return result;
 }

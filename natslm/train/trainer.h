@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -23,8 +24,6 @@
 #include "natslm/data/dataset.h"
 #include "natslm/data/tokenizer.h"
 #include "natslm/models/model.h"
-#include "natslm/roles/budget_control.h"
-#include "natslm/train/adamw.h"
 #include "natslm/train/checkpoint.h"
 #include "natslm/train/options.h"
 
@@ -70,6 +69,8 @@ struct Result {
   models::Shares shares;                        // of argmax roles: at validation, else in training
   double lambda = 0;
   int64_t peak_bytes = 0;  // most memory this process ever held
+  int64_t peak_device_bytes =
+      0;  // most memory of the GPU that its tensors ever took; 0 without one
 };
 nlohmann::ordered_json to_json(const Result& result);
 
@@ -82,14 +83,18 @@ struct Parts {
   // Kept in the checkpoints and required to be equal on resume: the text, the model's sizes, ...
   nlohmann::ordered_json identity;
   Checkpoints::Probe probe;
+  bool graph = true;  // on a GPU: steps are recorded once and repeated; false: launched anew
 };
+
+class Steps;
 
 class Trainer {
  public:
-  // Model and dataset must outlive it. Throws Error for options out of range, or a text shorter
-  // than one window.
+  // Model and dataset must outlive it. A model on a GPU (Model::to) is trained there. Throws Error
+  // for options out of range, or a text shorter than one window.
   Trainer(models::Model& model, const data::TokenDataset& dataset, const Options& options,
           std::filesystem::path folder, Parts parts);
+  ~Trainer();
 
   // Continues from this checkpoint: weights, optimiser, position. Throws Error if it is damaged or
   // an option that affects the weights differs from the checkpoint's.
@@ -104,10 +109,8 @@ class Trainer {
   void observe(Observer* observer) { parts_.observer = observer; }
 
  private:
-  StepReport step();
-  void require_finite(double loss, double norm) const;
+  StepReport finish_step();
   void save_checkpoint();
-  double lambda() const;
   bool stop_requested() const;
 
   models::Model& model_;
@@ -116,9 +119,8 @@ class Trainer {
   std::filesystem::path folder_;
   Parts parts_;
   Checkpoints checkpoints_;
-  AdamW optimizer_;
-  std::optional<roles::BudgetControl> control_;
-  int64_t step_ = 0;
+  std::unique_ptr<Steps> steps_;
+  int64_t step_ = 0;         // steps done
   double step_seconds_ = 0;  // spent in steps, over all runs
   StepReport last_;          // the last log line's
 };

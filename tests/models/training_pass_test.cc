@@ -90,7 +90,7 @@ class Pass : public ::testing::TestWithParam<Case> {
   }
 
   // Largest difference of a gradient / largest entry of that gradient.
-  void expect_gradients(const TrainingPass& pass, double tolerance, double factor = 1) const {
+  void expect_gradients(TrainingPass& pass, double tolerance, double factor = 1) const {
     const auto& parameters = model->parameters();
     ASSERT_EQ(pass.gradients().size(), parameters.size());
     for (size_t i = 0; i < parameters.size(); ++i) {
