@@ -1,5 +1,8 @@
 // nats-lm bench train: a training step (forward, backward, AdamW) with roles against one of the
-// same model without. SPDX-License-Identifier: Apache-2.0
+// same model without.
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/cli/bench_train.h"
+
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
@@ -24,20 +27,10 @@ namespace natslm::cli {
 
 namespace {
 
-struct Options {
-  std::string preset = "tiny";
-  std::string roles = "gls";
-  int32_t context = 0;
-  int32_t batch = 0;
-  float bias = 2.0f;
-  int32_t repeat = 7;
-  uint64_t seed = 1;
-};
-
 // A model with its optimiser; step() does to it what training does.
 class Arm {
  public:
-  Arm(const models::Config& config, const Options& o, const at::Tensor& windows)
+  Arm(const models::Config& config, const TrainBench& o, const at::Tensor& windows)
       : model_(models::make_model(config, o.seed)),
         optimizer_(model_->parameters(), {}),
         targets_(windows.slice(1, 1)) {
@@ -93,17 +86,10 @@ Comparison dense_attention(const models::Config& c, int32_t batch, int32_t repea
                  repeat);
 }
 
-void run(const Options& o, Context& context) {
-  const models::Preset& preset = models::preset(o.preset);
-  models::Config config = preset.config;
-  if (o.context > 0) {
-    config.context = o.context;
-    config.roles.window = models::default_window(o.context);
-  }
-  config.roles.set = roles::role_set_from(o.roles);
-  models::Config dense_config = config;
-  dense_config.roles.set = roles::RoleSet::kDense;
-  const int32_t batch = o.batch > 0 ? o.batch : preset.batch;
+void run(const TrainBench& o, Context& context) {
+  if (o.device != "cpu") return bench_train_on_device(o, context);
+  const models::Config config = model_of(o), dense_config = without_roles(config);
+  const int32_t batch = batch_of(o);
   const at::Tensor windows = at::randint(config.vocabulary, {batch, config.context + 1}, at::kLong);
 
   at::AutoGradMode gradients(true);
@@ -120,27 +106,52 @@ void run(const Options& o, Context& context) {
     result.baseline = "dense, LibTorch";
     for (double& ms : result.times.baseline.ms) ms -= gain_ms;
   }
-  const double positions = config.context;
-  result.causal_pairs = 0.5 * positions * (positions + 1) * batch * config.q_heads * config.layers;
-  result.live_pairs = with_roles.shares().pairs * result.causal_pairs;
-  result.kv_end = with_roles.shares().kv_end;
-  result.flop_per_pair = 14.0 * config.head_dim;
-  report(context, result,
-         {{"tokens_per_s", 1000 * batch * positions / result.times.ours.median()},
-          {"baseline_tokens_per_s", 1000 * batch * positions / result.times.baseline.median()},
-          {"own_dense_step_ms", own_step_ms},
-          {"own_dense_attention_ms", attention.ours.median()},
-          {"sdpa_attention_ms", attention.baseline.median()}});
-  std::printf(
-      "%.0f tokens/s with roles, %.0f dense (the rates above count attention's work only)\n",
-      1000 * batch * positions / result.times.ours.median(),
-      1000 * batch * positions / result.times.baseline.median());
+  report_steps(context, config, batch, with_roles.shares(), result,
+               {{"own_dense_step_ms", own_step_ms},
+                {"own_dense_attention_ms", attention.ours.median()},
+                {"sdpa_attention_ms", attention.baseline.median()}});
 }
 
 }  // namespace
 
+models::Config model_of(const TrainBench& o) {
+  models::Config config = models::preset(o.preset).config;
+  if (o.context > 0) {
+    config.context = o.context;
+    config.roles.window = models::default_window(o.context);
+  }
+  config.roles.set = roles::role_set_from(o.roles);
+  return config;
+}
+
+int32_t batch_of(const TrainBench& o) {
+  return o.batch > 0 ? o.batch : models::preset(o.preset).batch;
+}
+
+models::Config without_roles(models::Config config) {
+  config.roles.set = roles::RoleSet::kDense;
+  return config;
+}
+
+void report_steps(Context& context, const models::Config& config, int32_t batch,
+                  const models::Shares& shares, BenchResult result, nlohmann::ordered_json more) {
+  const double positions = config.context;
+  result.causal_pairs = 0.5 * positions * (positions + 1) * batch * config.q_heads * config.layers;
+  result.live_pairs = shares.pairs * result.causal_pairs;
+  result.kv_end = shares.kv_end;
+  result.flop_per_pair = 14.0 * config.head_dim;
+  const double ours = 1000 * batch * positions / result.times.ours.median(),
+               baseline = 1000 * batch * positions / result.times.baseline.median();
+  more["tokens_per_s"] = ours;
+  more["baseline_tokens_per_s"] = baseline;
+  report(context, result, more);
+  std::printf(
+      "%.0f tokens/s with roles, %.0f dense (the rates above count attention's work only)\n", ours,
+      baseline);
+}
+
 void add_bench_train(CLI::App& bench, Context& context) {
-  auto o = std::make_shared<Options>();
+  auto o = std::make_shared<TrainBench>();
   CLI::App& command = context.add(bench, "train", "a training step with roles against a dense one",
                                   [o, &context] { run(*o, context); });
   command.add_option("--preset", o->preset, "model and batch (see nats-lm models)");
@@ -159,6 +170,14 @@ void add_bench_train(CLI::App& bench, Context& context) {
   command.add_option("--repeat", o->repeat, "measurements of each side, taken in turn")
       ->check(CLI::Range(1, 10000));
   command.add_option("--seed", o->seed, "of weights and roles");
+  command.add_option("--device", o->device, "where to train")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  command
+      .add_option("--micro-batch", o->micro_batch,
+                  "sequences in memory at once, on a GPU; 0: the whole batch")
+      ->check(CLI::Range(0, 1 << 16));
+  command.add_option("--cuda-graph", o->graph,
+                     "on a GPU: record a step once and repeat it; false: launch each kernel anew");
 }
 
 }  // namespace natslm::cli

@@ -14,6 +14,7 @@
 #include "natslm/cli/progress.h"
 #include "natslm/cli/table.h"
 #include "natslm/models/models.h"
+#include "natslm/train/device.h"
 #include "natslm/train/recipes.h"
 #include "natslm/train/run_text.h"
 #include "natslm/train/trainer.h"
@@ -34,6 +35,7 @@ struct Arguments {
   std::string roles = "gls";
   int64_t validation_windows = 64;
   std::string device = "cpu";
+  bool graph = true;
   std::string out, resume;
   train::Options options = train::recipe("tiny");
 };
@@ -90,8 +92,7 @@ class Run {
       : a_(arguments), command_(command), context_(context) {}
 
   void operator()() {
-    NATSLM_CHECK(a_.device == "cpu", "--device is ", a_.device,
-                 "; this build trains on the cpu only");
+    if (a_.device == "cuda") train::prepare_cuda();
     if (a_.resume.empty()) {
       for (const char* name : {"text", "out"})
         if (!given(name)) throw CLI::RequiredError(std::string("--") + name + " (or --resume)");
@@ -101,8 +102,13 @@ class Run {
     }
     // The values in use are the defaults that --json reports.
     train::for_each_field(a_.options, [&](const char* name, const auto& value, auto, const char*) {
-      option(name).default_str(nlohmann::json(value).dump());
+      if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::string>) {
+        option(name).default_str(value);
+      } else {
+        option(name).default_str(nlohmann::json(value).dump());
+      }
     });
+    if (a_.device == "cuda") model_->to(c10::Device(c10::kCUDA, 0));
     train();
   }
 
@@ -192,6 +198,7 @@ class Run {
     train::Parts parts;
     parts.tokenizer = text_.tokenizer.get();
     parts.stop = interrupted;
+    parts.graph = a_.graph;
     parts.identity = {{"text", train::fingerprint(text_)}};
     if (held_out && held_out->windows(a_.options.context) > 0) {
       parts.validate = [&] {
@@ -249,6 +256,7 @@ class Run {
     table.add({"pairs", percent(r.shares.pairs)});
     table.add({"lambda", fixed(r.lambda, 4)});
     table.add({"peak memory", bytes(r.peak_bytes)});
+    if (r.peak_device_bytes > 0) table.add({"peak GPU memory", bytes(r.peak_device_bytes)});
     std::fputs(table.text().c_str(), stdout);
   }
 
@@ -313,6 +321,8 @@ void add_train(CLI::App& app, Context& context) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   command.add_option("--device", a->device, "where to train")
       ->check(CLI::IsMember({"cpu", "cuda"}));
+  command.add_option("--cuda-graph", a->graph,
+                     "on a GPU: record a step once and repeat it; false: launch each kernel anew");
   train::for_each_field(a->options,
                         [&](const char* name, auto& field, train::Affects, const char* help) {
                           command.add_option(std::string("--") + name, field, help);

@@ -5,7 +5,7 @@
 
 namespace natslm::ops {
 
-CUstream_st* current_stream(c10::Device device) {
+CUstream_st* current_stream(const c10::Device& device) {
   const c10::impl::VirtualGuardImpl guard(device.type());
   return static_cast<CUstream_st*>(guard.getStream(device).native_handle());
 }

@@ -9,6 +9,6 @@ struct CUstream_st;
 namespace natslm::ops {
 
 // The current stream of a CUDA device, as LibTorch has it. Throws c10::Error without CUDA.
-CUstream_st* current_stream(c10::Device device);
+CUstream_st* current_stream(const c10::Device& device);
 
 }  // namespace natslm::ops

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include <vector>
 
 #include "natslm/base/error.h"
 #include "natslm/train/device.h"
@@ -38,10 +41,16 @@ class Recorded : public LaunchGraph {
 
 }  // namespace
 
-void require_cuda() {
+void prepare_cuda() {
   NATSLM_CHECK(c10::cuda::device_count() > 0,
                "--device is cuda; no GPU was found that this build can use (CUDA 13: a driver of "
                "version 580 or later)");
+  using enum at::SDPBackend;
+  std::vector<int64_t> order;
+  for (const at::SDPBackend backend :
+       {cudnn_attention, flash_attention, efficient_attention, math, overrideable})
+    order.push_back(static_cast<int64_t>(backend));
+  at::globalContext().setSDPPriorityOrder(order);
 }
 
 std::unique_ptr<LaunchGraph> record_launches(const std::function<void()>& launch) {

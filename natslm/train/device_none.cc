@@ -11,7 +11,7 @@ namespace {
 
 }  // namespace
 
-void require_cuda() {
+void prepare_cuda() {
   refuse();
 }
 

@@ -109,6 +109,7 @@ class DeviceSteps : public Steps {
         dataset_(dataset),
         device_(model.device()),
         graph_wanted_(how.graph && !device_.is_cpu()),
+        bias_(how.bias),
         parts_(parts_of(options)),
         input_(options, at::TensorOptions().device(device_)),
         fixed_lambda_(at::full({}, dense() ? 0.0 : options.lambda,
@@ -268,6 +269,7 @@ class DeviceSteps : public Steps {
     const Tensor windows = rows(input_.windows);
     input.tokens = windows.slice(1, 0, options_.context).contiguous();
     input.sequences = rows(input_.sequences);
+    input.bias = bias_;
     if (options_.bias_range > 0) input.biases = rows(input_.biases);
     input.learn_roles = part.scores;
     models::PassGradients want{.loss_weight = part.loss_weight,
@@ -309,6 +311,7 @@ class DeviceSteps : public Steps {
   const data::TokenDataset& dataset_;
   c10::Device device_;
   bool graph_wanted_;
+  float bias_;
   std::vector<Part> parts_;
   std::unique_ptr<models::TrainingPass> pass_;
   std::optional<DeviceBudget> control_;

@@ -20,6 +20,7 @@ namespace natslm::train {
 struct DeviceStepOptions {
   at::ScalarType products = at::kBFloat16;  // type of the matrix products
   bool graph = true;                        // false: every kernel is launched anew in each step
+  float bias = 0;                           // added to all Sliding logits; for benchmarks
 };
 
 // The model must be on its device and stay there; its parameters' gradients become the pass's.

@@ -15,6 +15,7 @@
 
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
+#include "natslm/train/adamw.h"
 #include "tests/train/tiny_run.h"
 
 namespace natslm::train {
