@@ -60,7 +60,9 @@ RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Con
                              int32_t layer, const TrainingInput& input) {
   std::optional<roles::Noise> noise;
   if (input.sample) {
-    noise = {.seed = input.seed, .step = input.step, .layer = layer, .sequences = input.sequences};
+    const int64_t step =
+        input.device_step.defined() ? input.device_step.item<int64_t>() : input.step;
+    noise = {.seed = input.seed, .step = step, .layer = layer, .sequences = input.sequences};
   }
   Tensor bias = input.biases;
   if (!bias.defined() && input.bias != 0) {
