@@ -120,6 +120,8 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
                             static_cast<const BFloat16*>(p.dout),
                             p.q_stride,
                             p.dout_stride,
+                            step_of(p.q_stride),
+                            step_of(p.dout_stride),
                             {rows.safe_lse, rows.delta},
                             p.q_heads / p.kv_heads};
   // In position order scores and differences of all pairs are at hand anyway, as long as the role
@@ -139,9 +141,9 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
 std::string_view why_not(const AttentionBackward& p) {
   if (const std::string_view common = why_not_common(p); !common.empty()) return common;
   if (const std::string_view horizons = why_not_horizons(p); !horizons.empty()) return horizons;
-  if (!rows_are_aligned(p.dout, p.dout_stride) || !rows_are_aligned(p.dq, p.dq_stride) ||
-      !rows_are_aligned(p.dk, p.dk_stride) || !rows_are_aligned(p.dv, p.dv_stride)) {
-    return "rows must start on 16 bytes on a GPU";
+  if (!rows_are_fit(p.dout, p.dout_stride) || !rows_are_fit(p.dq, p.dq_stride) ||
+      !rows_are_fit(p.dk, p.dk_stride) || !rows_are_fit(p.dv, p.dv_stride)) {
+    return kRowsUnfit;
   }
   return "";
 }

@@ -17,15 +17,21 @@ struct KeyGradientConfig {
   static constexpr int kThreads = 2 * kPairs * kWarpSize, kKeys = kPairs * kKeysOfWarp;
   static constexpr int kStages = 2;
   static constexpr int kBlocksPerSm = kHeadDim == 64 ? 3 : 1;
-  static constexpr int kN = kQueriesOfTile / 8;
+  // Queries whose scores are in registers at a time.
+  static constexpr int kStep = 32;
+  static constexpr int kSteps = kQueriesOfTile / kStep, kN = kStep / 8;
+  static_assert(kPairs * kSteps < 16);  // named barriers
 
   struct Shared {
     alignas(kTileAlignment) uint8_t k[kKeys * kRowBytes<kHeadDim>];  // at the end, dk
     alignas(kTileAlignment) uint8_t v[kKeys * kRowBytes<kHeadDim>];  // at the end, dv
     QueryStage<kHeadDim> stage[kStages];
     // exp(s - lse) of a pair's tile, as the accumulators of its lanes.
-    alignas(16) float4 factor[kPairs][2][kN][kWarpSize];
+    alignas(16) float4 factor[kPairs][kSteps][2][kN][kWarpSize];
     KeyTable<kKeys> table;
+    KeyBlock block;
+    QueryRange range;
+    KeyBounds bounds[kPairs];
   };
 };
 
@@ -42,47 +48,55 @@ struct KeyGradientArgs {
   Strides dk_stride, dv_stride;
 };
 
-// What a warp needs to know to go through a tile.
-struct PairTile {
-  int32_t q0;
-  Tile visibility;
-  Reach reach;
-  __device__ bool idle() const { return visibility == Tile::kDead && reach == Reach::kNone; }
+// A step of a warp pair: kStep queries of a tile in shared memory against its 32 keys.
+struct PairStep {
+  int first_key;    // of the block's
+  int first_row;    // of the tile's
+  int32_t query;    // position of the first row
+  Tile visibility;  // of the tile
+  Reach reach;      // likewise
+  int barrier;
 };
 
-// Calls body(n, x, half, is_visible) for the accumulators of row fragment m.
-template <int kN, int kKeys, class Body>
-__device__ inline void for_pairs(const KeyTable<kKeys>& table, int first_key, int m, int lane,
-                                 int32_t q0, bool test, const Body& body) {
+// Clears what no query may read. (Not by a product with 0: the factor of a hidden pair may be
+// infinite.)
+template <int kN, int kKeys>
+__device__ inline void hide(float (&of)[2][kN][4], const KeyTable<kKeys>& table,
+                            const PairStep& now, int lane) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int key = first_key + m * 16 + half * 8 + lane / 4;
-    const int32_t position = table.position[key], last = table.last[key];
+  for (int m = 0; m < 2; ++m) {
 #pragma unroll
-    for (int n = 0; n < kN; ++n) {
+    for (int half = 0; half < 2; ++half) {
+      const int key = now.first_key + m * 16 + half * 8 + lane / 4;
+      const int32_t position = table.position[key], last = table.last[key];
 #pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const int32_t i = q0 + n * 8 + lane % 4 * 2 + x;
-        body(n, 2 * half + x, !test || visible(i, position, last));
+      for (int n = 0; n < kN; ++n) {
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const int32_t i = now.query + n * 8 + lane % 4 * 2 + x;
+          float& value = of[m][n][2 * half + x];
+          value = visible(i, position, last) ? value : 0;
+        }
       }
     }
   }
 }
 
-// The weight warp's part of a tile.
-template <int kHeadDim, int kKeys>
+// The weight warp's part: dv += P^T dout.
+template <int kHeadDim, int kN, int kKeys>
 __device__ inline void gather_dv(float (&dv)[2][kHeadDim / 8][4], uint32_t k,
-                                 const QueryStage<kHeadDim>& tile,
-                                 float4 (&factor)[2][8][kWarpSize], const KeyTable<kKeys>& table,
-                                 int first_key, int lane, const PairTile& now, float scale,
-                                 int barrier) {
-  constexpr int kN = kQueriesOfTile / 8;
+                                 const QueryStage<kHeadDim>& tile, float4 (*factor)[kN][kWarpSize],
+                                 const KeyTable<kKeys>& table, const PairStep& now, int lane,
+                                 float scale) {
   float weight[2][kN][4];
   clear(weight);
-  multiply_channels<kHeadDim>(weight, k, shared_address(tile.q) + by_columns<kHeadDim>(lane));
+  const uint32_t rows = now.first_row * kRowBytes<kHeadDim>;
+  multiply_channels<kHeadDim>(weight, k,
+                              shared_address(tile.q) + rows + by_columns<kHeadDim>(lane));
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
-    const float2 lse = *reinterpret_cast<const float2*>(&tile.lse[n * 8 + lane % 4 * 2]);
+    const int column = now.first_row + n * 8 + lane % 4 * 2;
+    const float2 lse = *reinterpret_cast<const float2*>(&tile.lse[column]);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -93,56 +107,56 @@ __device__ inline void gather_dv(float (&dv)[2][kHeadDim / 8][4], uint32_t k,
           make_float4(weight[m][n][0], weight[m][n][1], weight[m][n][2], weight[m][n][3]);
     }
   }
-  arrive_at_barrier(barrier, 2 * kWarpSize);
+  arrive_at_barrier(now.barrier, 2 * kWarpSize);
   if (now.visibility == Tile::kDead) return;
-  if (now.visibility == Tile::kPartial) {
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      for_pairs<kN>(table, first_key, m, lane, now.q0, true, [&](int n, int x, bool is_visible) {
-        weight[m][n][x] = is_visible ? weight[m][n][x] : 0;
-      });
-    }
-  }
-  multiply_weights<kHeadDim>(dv, weight, shared_address(tile.dout) + by_rows<kHeadDim>(lane));
+  if (now.visibility == Tile::kPartial) hide(weight, table, now, lane);
+  multiply_weights<kHeadDim>(dv, weight,
+                             shared_address(tile.dout) + rows + by_rows<kHeadDim>(lane));
 }
 
-// The difference warp's part of a tile.
-template <int kHeadDim, int kKeys>
+// The difference warp's part: dk += dS^T q, and the role sums.
+template <int kHeadDim, int kN, int kKeys>
 __device__ inline void gather_dk(float (&dk)[2][kHeadDim / 8][4], HorizonSums& sums, uint32_t v,
                                  const QueryStage<kHeadDim>& tile,
-                                 const float4 (&factor)[2][8][kWarpSize],
-                                 const KeyTable<kKeys>& table, int first_key, int lane,
-                                 const PairTile& now, const KeyGradientArgs& a, int barrier) {
-  constexpr int kN = kQueriesOfTile / 8;
+                                 const float4 (*factor)[kN][kWarpSize],
+                                 const KeyTable<kKeys>& table, const PairStep& now, int lane,
+                                 float limit, int32_t horizon_count) {
   float ds[2][kN][4];
   clear(ds);
-  multiply_channels<kHeadDim>(ds, v, shared_address(tile.dout) + by_columns<kHeadDim>(lane));
+  const uint32_t rows = now.first_row * kRowBytes<kHeadDim>;
+  multiply_channels<kHeadDim>(ds, v, shared_address(tile.dout) + rows + by_columns<kHeadDim>(lane));
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
-    const float2 delta = *reinterpret_cast<const float2*>(&tile.delta[n * 8 + lane % 4 * 2]);
+    const int column = now.first_row + n * 8 + lane % 4 * 2;
+    const float2 delta = *reinterpret_cast<const float2*>(&tile.delta[column]);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int x = 0; x < 4; ++x) ds[m][n][x] -= x % 2 ? delta.y : delta.x;
     }
   }
-  wait_at_barrier(barrier, 2 * kWarpSize);
+  wait_at_barrier(now.barrier, 2 * kWarpSize);
   if (now.reach != Reach::kNone) {
+    constexpr int kPart = 4;  // columns of accumulators at a time: registers are scarce
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-      float g[kN][4];
 #pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        const float4 f = factor[m][n][lane];
-        g[n][0] = fminf(f.x, a.limit) * ds[m][n][0];
-        g[n][1] = fminf(f.y, a.limit) * ds[m][n][1];
-        g[n][2] = fminf(f.z, a.limit) * ds[m][n][2];
-        g[n][3] = fminf(f.w, a.limit) * ds[m][n][3];
-      }
-      if (now.reach == Reach::kCut) {
-        add_to_sums<true>(sums, g, m, table, first_key, lane, a.horizon_count, now.q0);
-      } else {
-        add_to_sums<false>(sums, g, m, table, first_key, lane, a.horizon_count, now.q0);
+      for (int part = 0; part < kN; part += kPart) {
+        float g[kPart][4];
+#pragma unroll
+        for (int n = 0; n < kPart; ++n) {
+          const float4 f = factor[m][part + n][lane];
+          g[n][0] = fminf(f.x, limit) * ds[m][part + n][0];
+          g[n][1] = fminf(f.y, limit) * ds[m][part + n][1];
+          g[n][2] = fminf(f.z, limit) * ds[m][part + n][2];
+          g[n][3] = fminf(f.w, limit) * ds[m][part + n][3];
+        }
+        const int32_t query = now.query + part * 8;
+        if (now.reach == Reach::kCut) {
+          add_to_sums<true>(sums, g, m, table, now.first_key, lane, horizon_count, query);
+        } else {
+          add_to_sums<false>(sums, g, m, table, now.first_key, lane, horizon_count, query);
+        }
       }
     }
   }
@@ -157,14 +171,9 @@ __device__ inline void gather_dk(float (&dk)[2][kHeadDim / 8][4], HorizonSums& s
       ds[m][n][2] *= f.z;
       ds[m][n][3] *= f.w;
     }
-    if (now.visibility == Tile::kPartial) {
-      // Not a product with 0: the factor of a hidden pair may be infinite.
-      for_pairs<kN>(table, first_key, m, lane, now.q0, true, [&](int n, int x, bool is_visible) {
-        ds[m][n][x] = is_visible ? ds[m][n][x] : 0;
-      });
-    }
   }
-  multiply_weights<kHeadDim>(dk, ds, shared_address(tile.q) + by_rows<kHeadDim>(lane));
+  if (now.visibility == Tile::kPartial) hide(ds, table, now, lane);
+  multiply_weights<kHeadDim>(dk, ds, shared_address(tile.q) + rows + by_rows<kHeadDim>(lane));
 }
 
 // Zeros for the keys past a length.
@@ -224,62 +233,73 @@ __global__ __launch_bounds__(
   const KeyBlock block = key_block(a.keys, a.spans, a.heads_together, Config::kKeys);
   if (block.span.past_length) return write_no_gradient<kHeadDim, Config::kThreads>(a, block);
 
-  const KeyHead head = key_head(a.keys, block.batch, block.kv_head);
-  const auto copy_span = [&](uint8_t* to, const BFloat16* from, int64_t step) {
-    copy_tile_async<kHeadDim, Config::kKeys, Config::kThreads>(
-        shared_address(to), thread, from, [&](int row) {
-          const int32_t place = block.span.begin + row;
-          return place < block.span.end ? from + place * step : nullptr;
-        });
+  const auto copy_span = [&](uint8_t* to, const BFloat16* from, const Strides& stride,
+                             int32_t step) {
+    copy_span_async<kHeadDim, Config::kKeys, Config::kThreads>(to, thread, from, stride, step,
+                                                               block);
   };
-  copy_span(shared.k, head.k, head.k_step);
-  copy_span(shared.v, head.v, head.v_step);
+  copy_span(shared.k, a.keys.k, a.keys.k_stride, a.keys.k_step);
+  copy_span(shared.v, a.keys.v, a.keys.v_stride, a.keys.v_step);
   shared.table.fill(a.keys, block, a.horizons, a.horizon_count, thread, Config::kThreads);
   __syncthreads();
   const KeyBounds mine = shared.table.template bounds<1>(first_key, lane, a.horizon_count);
+  if (lane == 0 && weighs) shared.bounds[pair] = mine;
   const KeyBounds all =
       shared.table.template bounds<Config::kKeys / kWarpSize>(0, lane, a.horizon_count);
+  if (thread == 0) {
+    shared.range =
+        query_range(all.first, min(max(all.max_last, all.max_horizon), block.length - 1));
+    shared.block = block;
+  }
+  __syncthreads();
 
-  const int32_t last_query = min(max(all.max_last, all.max_horizon), block.length - 1);
-  QueryWalk walk(all.first, last_query, a.queries.group);
+  QueryWalk walk(shared.range);
   const auto copy_queries = [&](int stage) {
-    copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries, block,
-                                                      walk, a.keys.tokens);
+    copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries,
+                                                      shared.block, walk, a.keys.tokens);
   };
-  if (!walk.done()) copy_queries(0);
+  if (!walk.done(shared.range, a.queries.group)) copy_queries(0);
 
   const uint32_t rows = first_key * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
   const uint32_t my_keys = shared_address(weighs ? shared.k : shared.v) + rows;
   float gradient[2][kHeadDim / 8][4];
   clear(gradient);
   HorizonSums sums;
-  for (int stage = 0; !walk.done(); stage ^= 1) {
+  for (int stage = 0; !walk.done(shared.range, a.queries.group); stage ^= 1) {
     wait_for_copies();
     __syncthreads();  // this tile is there, and nobody reads the last one or its factors any more
-    PairTile now;
-    now.q0 = walk.position();
-    walk.next();
-    if (!walk.done()) copy_queries(stage ^ 1);
+    const int32_t q0 = walk.position();
+    walk.next(shared.range);
+    if (!walk.done(shared.range, a.queries.group)) copy_queries(stage ^ 1);
 
-    now.visibility = classify(now.q0, now.q0 + kQueriesOfTile - 1, mine.first, mine.last,
-                              mine.min_last, mine.max_last);
-    now.reach = reach_of(shared.table, mine, first_key, lane, a.horizon_count, now.q0);
-    // Both warps of a pair see the same keys and decide alike, so their barrier is matched.
-    if (now.idle()) continue;
-    if (weighs) {
-      gather_dv<kHeadDim>(gradient, my_keys, shared.stage[stage], shared.factor[pair], shared.table,
-                          first_key, lane, now, a.scale, 1 + pair);
-    } else {
-      gather_dk<kHeadDim>(gradient, sums, my_keys, shared.stage[stage], shared.factor[pair],
-                          shared.table, first_key, lane, now, a, 1 + pair);
+    const KeyBounds& keys = shared.bounds[pair];
+    PairStep now;
+    now.first_key = first_key;
+    now.visibility =
+        classify(q0, q0 + kQueriesOfTile - 1, keys.first, keys.last, keys.min_last, keys.max_last);
+    now.reach = reach_of(shared.table, keys, first_key, lane, a.horizon_count, q0);
+    // Both warps of a pair see the same keys and decide alike, so their barriers are matched.
+    if (now.visibility == Tile::kDead && now.reach == Reach::kNone) continue;
+#pragma unroll 1
+    for (int step = 0; step < Config::kSteps; ++step) {
+      now.first_row = step * Config::kStep;
+      now.query = q0 + now.first_row;
+      now.barrier = 1 + pair * Config::kSteps + step;
+      if (weighs) {
+        gather_dv<kHeadDim>(gradient, my_keys, shared.stage[stage], shared.factor[pair][step],
+                            shared.table, now, lane, a.scale);
+      } else {
+        gather_dk<kHeadDim>(gradient, sums, my_keys, shared.stage[stage], shared.factor[pair][step],
+                            shared.table, now, lane, a.limit, a.horizon_count);
+      }
     }
   }
 
   wait_for_copies();  // of the keys, if no query reads them
   __syncthreads();    // nobody reads keys and values any more
   if (weighs) {
-    write_gradient<kHeadDim>(a.dv, a.dv_stride, shared.v, gradient, shared.table, block, first_key,
-                             lane);
+    write_gradient<kHeadDim>(a.dv, a.dv_stride, shared.v, gradient, shared.table, shared.block,
+                             first_key, lane);
     return;
   }
 #pragma unroll
@@ -290,9 +310,10 @@ __global__ __launch_bounds__(
       for (int x = 0; x < 4; ++x) gradient[m][d][x] *= a.scale;
     }
   }
-  write_gradient<kHeadDim>(a.dk, a.dk_stride, shared.k, gradient, shared.table, block, first_key,
-                           lane);
-  sums.write(a.role_sums, shared.table, first_key, lane, a.horizon_count, a.keys, block.head);
+  write_gradient<kHeadDim>(a.dk, a.dk_stride, shared.k, gradient, shared.table, shared.block,
+                           first_key, lane);
+  sums.write(a.role_sums, shared.table, first_key, lane, a.horizon_count, a.keys,
+             shared.block.head);
 }
 
 }  // namespace natslm::kernels::cuda

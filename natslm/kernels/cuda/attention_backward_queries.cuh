@@ -21,7 +21,9 @@ struct QueryGradientConfig {
     alignas(kTileAlignment) uint8_t k[kStages][kKeys * kRowBytes<kHeadDim>];
     alignas(kTileAlignment) uint8_t v[kStages][kKeys * kRowBytes<kHeadDim>];
     alignas(16) KeyLimits limits[kStages][kKeys];
-    KeyPieces pieces;
+    QueryTile tile;
+    TileKeys keys;
+    int32_t row_position[kRows];
   };
 };
 
@@ -46,36 +48,37 @@ __global__ __launch_bounds__(
   const int first_row = thread / kWarpSize * Config::kRowsOfWarp;
 
   const QueryTile tile = query_tile(a.plan, a.queries.group, blockIdx.x);
+  static_assert(Config::kRows == Config::kThreads);
+  if (thread == 0) shared.tile = tile;
   float dq[kM][kHeadDim / 8][4];
   clear(dq);
   if (tile.first < tile.length) {
-    const KeyHead head = key_head(a.plan.keys, tile.batch, tile.kv_head);
-    KeyWalk<Config::kKeys> walk(a.plan, tile, &shared.pieces, thread);
+    KeyWalk<Config::kKeys> walk(shared.keys);
     const uint32_t q = shared_address(shared.q), dout = shared_address(shared.dout);
     const uint32_t k = shared_address(shared.k), v = shared_address(shared.v);
     constexpr uint32_t kStageBytes = sizeof(shared.k[0]);
     const auto copy_keys = [&](int stage) {
       copy_keys_async<kHeadDim, Config::kKeys, Config::kThreads>(
           k + stage * kStageBytes, v + stage * kStageBytes, shared.limits[stage], thread, walk,
-          head);
+          shared.keys, a.plan.keys.k_step, a.plan.keys.v_step);
     };
     copy_queries_async<kHeadDim, Config::kRows, Config::kThreads>(q, thread, tile, a.queries.q,
                                                                   a.queries.q_stride);
     copy_queries_async<kHeadDim, Config::kRows, Config::kThreads>(
         dout, thread, tile, a.queries.dout, a.queries.dout_stride);
-    __syncthreads();  // the walk's pieces
+    shared.row_position[thread] = tile.position(thread);
+    if (thread == 0) shared.keys = tile_keys(a.plan, tile);
+    __syncthreads();  // the keys to walk over
     bool more = walk.next();
     bool full = walk.is_full();
     if (more) copy_keys(0);
 
-    int32_t position[kM][2];
     float lse[kM][2], delta[kM][2];
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = first_row + m * 16 + half * 8 + lane / 4;
-        position[m][half] = tile.position(row);
         lse[m][half] = tile.in_use(row) ? a.queries.terms.lse[tile.flat(row)] : kInfinity;
         delta[m][half] = tile.in_use(row) ? a.queries.terms.delta[tile.flat(row)] : 0;
       }
@@ -108,7 +111,7 @@ __global__ __launch_bounds__(
         }
       }
       if (test) {
-        for_visible<kM, kN>(shared.limits[stage], position, lane,
+        for_visible<kM, kN>(shared.limits[stage], shared.row_position + first_row, lane,
                             [&](int m, int n, int x, bool is_visible) {
                               ds[m][n][x] = is_visible ? ds[m][n][x] : 0;
                             });
@@ -119,7 +122,7 @@ __global__ __launch_bounds__(
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const bool in_use = tile.in_use(first_row + m * 16 + half * 8 + lane / 4);
+        const bool in_use = shared.tile.in_use(first_row + m * 16 + half * 8 + lane / 4);
 #pragma unroll
         for (int d = 0; d < kHeadDim / 8; ++d) {
 #pragma unroll
@@ -130,11 +133,12 @@ __global__ __launch_bounds__(
       }
     }
     wait_for_copies();  // of a tile without keys: nothing else has waited for q
-    __syncthreads();
   }
+  __syncthreads();
   store_tile<kHeadDim>(shared.q, first_row, lane, dq);
   __syncwarp();
-  write_queries<kHeadDim, Config::kRowsOfWarp>(a.dq, a.dq_stride, tile, shared.q, first_row, lane);
+  write_queries<kHeadDim, Config::kRowsOfWarp>(a.dq, a.dq_stride, shared.tile, shared.q, first_row,
+                                               lane);
 }
 
 }  // namespace natslm::kernels::cuda

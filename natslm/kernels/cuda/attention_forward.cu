@@ -52,8 +52,11 @@ void launch_mass(const AttentionForward& p, const KeySource& keys, float* safe_l
   const int64_t heads = int64_t{p.batch} * p.kv_heads;
   ColumnSumsArgs args{};
   args.keys = keys;
-  args.queries = {
-      static_cast<const BFloat16*>(p.q), nullptr, p.q_stride, {}, {safe_lse, nullptr}, group};
+  args.queries.q = static_cast<const BFloat16*>(p.q);
+  args.queries.q_stride = p.q_stride;
+  args.queries.q_step = step_of(p.q_stride);
+  args.queries.terms.lse = safe_lse;
+  args.queries.group = group;
   args.spans = key_span_count(p.tokens, Config::kKeys);
   args.heads_together = heads_together(heads, int64_t{group + 1} * p.tokens * kRowBytes<kHeadDim>);
   args.scale = p.scale;

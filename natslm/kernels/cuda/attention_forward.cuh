@@ -23,7 +23,9 @@ struct ForwardConfig {
     alignas(kTileAlignment) uint8_t k[kStages][kKeys * kRowBytes<kHeadDim>];
     alignas(kTileAlignment) uint8_t v[kStages][kKeys * kRowBytes<kHeadDim>];
     alignas(16) KeyLimits limits[kStages][kKeys];
-    KeyPieces pieces;
+    QueryTile tile;
+    TileKeys keys;
+    int32_t row_position[kRows];
   };
 };
 
@@ -169,29 +171,27 @@ __global__ __launch_bounds__(
     return write_nothing_seen<kHeadDim, Config::kRows, Config::kThreads>(a, tile);
   }
 
-  const KeyHead head = key_head(a.plan.keys, tile.batch, tile.kv_head);
-  KeyWalk<Config::kKeys> walk(a.plan, tile, &shared.pieces, thread);
+  KeyWalk<Config::kKeys> walk(shared.keys);
   const uint32_t q = shared_address(shared.q);
   const uint32_t k = shared_address(shared.k), v = shared_address(shared.v);
   constexpr uint32_t kStageBytes = sizeof(shared.k[0]);
   const auto copy_keys = [&](int stage) {
     copy_keys_async<kHeadDim, Config::kKeys, Config::kThreads>(
-        k + stage * kStageBytes, v + stage * kStageBytes, shared.limits[stage], thread, walk, head);
+        k + stage * kStageBytes, v + stage * kStageBytes, shared.limits[stage], thread, walk,
+        shared.keys, a.plan.keys.k_step, a.plan.keys.v_step);
   };
   copy_queries_async<kHeadDim, Config::kRows, Config::kThreads>(q, thread, tile, a.q, a.q_stride);
-  __syncthreads();  // the walk's pieces
+  static_assert(Config::kRows == Config::kThreads);
+  shared.row_position[thread] = tile.position(thread);
+  if (thread == 0) {
+    shared.tile = tile;
+    shared.keys = tile_keys(a.plan, tile);
+  }
+  __syncthreads();  // the keys to walk over
   bool more = walk.next();
   bool full = walk.is_full();
   if (more) copy_keys(0);
 
-  int32_t position[kM][2];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      position[m][half] = tile.position(first_row + m * 16 + half * 8 + lane / 4);
-    }
-  }
   const uint32_t my_q = q + first_row * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
   const uint32_t my_k = k + by_columns<kHeadDim>(lane), my_v = v + by_rows<kHeadDim>(lane);
   const float scale = a.scale * kLog2E;
@@ -211,7 +211,7 @@ __global__ __launch_bounds__(
     clear(scores);
     multiply_channels<kHeadDim>(scores, my_q, my_k + stage * kStageBytes);
     if (test) {
-      for_visible<kM, kN>(shared.limits[stage], position, lane,
+      for_visible<kM, kN>(shared.limits[stage], shared.row_position + first_row, lane,
                           [&](int m, int n, int x, bool is_visible) {
                             scores[m][n][x] = is_visible ? scores[m][n][x] : -kInfinity;
                           });
@@ -227,15 +227,15 @@ __global__ __launch_bounds__(
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + m * 16 + half * 8 + lane / 4;
       const float sum = softmax.sum[m][half];
-      const bool seen = tile.in_use(row) && sum != 0;
+      const bool seen = shared.tile.in_use(row) && sum != 0;
       const float norm = seen ? 1 / sum : 0;
 #pragma unroll
       for (int d = 0; d < kHeadDim / 8; ++d) {
 #pragma unroll
         for (int x = 2 * half; x < 2 * half + 2; ++x) out[m][d][x] = seen ? out[m][d][x] * norm : 0;
       }
-      if (lane % 4 == 0 && tile.has_output(row)) {
-        a.lse[tile.flat(row)] = seen ? softmax.log_sum(m, half, a.scale, scale) : -kInfinity;
+      if (lane % 4 == 0 && shared.tile.has_output(row)) {
+        a.lse[shared.tile.flat(row)] = seen ? softmax.log_sum(m, half, a.scale, scale) : -kInfinity;
       }
     }
   }
@@ -243,8 +243,8 @@ __global__ __launch_bounds__(
   __syncthreads();
   store_tile<kHeadDim>(shared.q, first_row, lane, out);
   __syncwarp();
-  write_queries<kHeadDim, Config::kRowsOfWarp>(a.out, a.out_stride, tile, shared.q, first_row,
-                                               lane);
+  write_queries<kHeadDim, Config::kRowsOfWarp>(a.out, a.out_stride, shared.tile, shared.q,
+                                               first_row, lane);
 }
 
 }  // namespace natslm::kernels::cuda

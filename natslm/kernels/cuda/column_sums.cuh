@@ -24,6 +24,9 @@ struct ColumnSumsConfig {
   struct Shared {
     QueryStage<kHeadDim> stage[kStages];  // at first keys, then values
     KeyTable<kKeys> table;
+    KeyBlock block;
+    QueryRange range;
+    KeyBounds bounds[kWarps];
   };
   static_assert(kKeys == 2 * kQueriesOfTile);
 };
@@ -74,16 +77,14 @@ __global__ __launch_bounds__(
     return;
   }
 
-  const KeyHead head = key_head(a.keys, block.batch, block.kv_head);
-  const auto copy_span = [&](uint32_t to, const BFloat16* from, int64_t step) {
-    copy_tile_async<kHeadDim, Config::kKeys, Config::kThreads>(to, thread, from, [&](int row) {
-      const int32_t place = block.span.begin + row;
-      return place < block.span.end ? from + place * step : nullptr;
-    });
+  const auto copy_span = [&](uint8_t* to, const BFloat16* from, const Strides& stride,
+                             int32_t step) {
+    copy_span_async<kHeadDim, Config::kKeys, Config::kThreads>(to, thread, from, stride, step,
+                                                               block);
   };
   // A stage's q and dout lie side by side and hold a span of keys.
-  copy_span(shared_address(shared.stage[0].q), head.k, head.k_step);
-  if (kDifference) copy_span(shared_address(shared.stage[1].q), head.v, head.v_step);
+  copy_span(shared.stage[0].q, a.keys.k, a.keys.k_stride, a.keys.k_step);
+  if (kDifference) copy_span(shared.stage[1].q, a.keys.v, a.keys.v_stride, a.keys.v_step);
   shared.table.fill(a.keys, block, a.horizons, a.horizon_count, thread, Config::kThreads);
   wait_for_copies();
   __syncthreads();
@@ -92,24 +93,30 @@ __global__ __launch_bounds__(
   load_fragments<kHeadDim>(k, shared_address(shared.stage[0].q) + rows);
   if (kDifference) load_fragments<kHeadDim>(v, shared_address(shared.stage[1].q) + rows);
   const KeyBounds mine = shared.table.template bounds<1>(first_key, lane, a.horizon_count);
+  if (lane == 0) shared.bounds[thread / kWarpSize] = mine;
   const KeyBounds all = shared.table.template bounds<Config::kWarps>(0, lane, a.horizon_count);
-  __syncthreads();  // the stages are free
+  if (thread == 0) {
+    shared.range = query_range(all.first, all.max_horizon);
+    shared.block = block;
+  }
+  __syncthreads();  // the range is known, and the stages are free
 
-  QueryWalk walk(all.first, all.max_horizon, a.queries.group);
+  QueryWalk walk(shared.range);
   const auto copy_queries = [&](int stage) {
-    copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries, block,
-                                                      walk, a.keys.tokens);
+    copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries,
+                                                      shared.block, walk, a.keys.tokens);
   };
-  if (!walk.done()) copy_queries(0);
+  if (!walk.done(shared.range, a.queries.group)) copy_queries(0);
 
   HorizonSums sums;
-  for (int stage = 0; !walk.done(); stage ^= 1) {
+  for (int stage = 0; !walk.done(shared.range, a.queries.group); stage ^= 1) {
     wait_for_copies();
     __syncthreads();  // this tile is there, and nobody reads the last one any more
     const int32_t q0 = walk.position();
-    walk.next();
-    if (!walk.done()) copy_queries(stage ^ 1);
-    const Reach reach = reach_of(shared.table, mine, first_key, lane, a.horizon_count, q0);
+    walk.next(shared.range);
+    if (!walk.done(shared.range, a.queries.group)) copy_queries(stage ^ 1);
+    const Reach reach = reach_of(shared.table, shared.bounds[thread / kWarpSize], first_key, lane,
+                                 a.horizon_count, q0);
     if (reach == Reach::kNone) continue;
 
     const QueryStage<kHeadDim>& tile = shared.stage[stage];
@@ -153,7 +160,7 @@ __global__ __launch_bounds__(
       }
     }
   }
-  sums.write(a.sums, shared.table, first_key, lane, a.horizon_count, a.keys, block.head);
+  sums.write(a.sums, shared.table, first_key, lane, a.horizon_count, a.keys, shared.block.head);
 }
 
 }  // namespace natslm::kernels::cuda

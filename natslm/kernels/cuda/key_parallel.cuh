@@ -53,21 +53,38 @@ inline int32_t heads_together(int64_t heads, int64_t bytes_of_head) {
   return static_cast<int32_t>(together < 1 ? 1 : together > heads ? heads : together);
 }
 
-// Tiles of kQueriesOfTile queries, for each head of the group those from `first` to `last`.
-struct QueryWalk {
-  int32_t first, last;  // numbers of tiles; last < first: none
-  int32_t group;
-  int32_t head = 0, tile = 0;
+// Starts the copy of the span's rows of a [B, Hkv, T, D] array; rows past the span become 0.
+template <int kHeadDim, int kKeys, int kThreads>
+__device__ inline void copy_span_async(uint8_t* to, int thread, const BFloat16* from,
+                                       const Strides& stride, int32_t step, const KeyBlock& block) {
+  copy_rows_async<kHeadDim, kKeys, kThreads>(
+      shared_address(to), thread, from + block.batch * stride.batch + block.kv_head * stride.head,
+      step, [&](int row, int) {
+        const int32_t place = block.span.begin + row;
+        return place < block.span.end ? place : -1;
+      });
+}
 
-  __device__ QueryWalk(int32_t first_query, int32_t last_query, int32_t group_size)
-      : first(first_query / kQueriesOfTile),
-        last(last_query < first_query ? first - 1 : last_query / kQueriesOfTile),
-        group(group_size),
-        tile(first) {}
-  __device__ bool done() const { return head == group || last < first; }
-  __device__ void next() {
-    if (++tile > last) {
-      tile = first;
+// Numbers of the first and the last tile of queries that a block reads; last < first: none.
+struct QueryRange {
+  int32_t first, last;
+};
+__device__ inline QueryRange query_range(int32_t first_query, int32_t last_query) {
+  if (last_query < first_query) return {0, -1};
+  return {first_query / kQueriesOfTile, last_query / kQueriesOfTile};
+}
+
+// The tiles of a range, for each head of the group. All threads walk alike.
+struct QueryWalk {
+  int32_t head = 0, tile;
+
+  __device__ explicit QueryWalk(const QueryRange& range) : tile(range.first) {}
+  __device__ bool done(const QueryRange& range, int32_t group) const {
+    return head == group || range.last < range.first;
+  }
+  __device__ void next(const QueryRange& range) {
+    if (++tile > range.last) {
+      tile = range.first;
       ++head;
     }
   }
@@ -90,15 +107,13 @@ __device__ inline void copy_query_tile_async(QueryStage<kHeadDim>& to, int threa
                                              const QueryWalk& walk, int32_t tokens) {
   const int32_t first = walk.position();
   const int32_t q_head = block.kv_head * from.group + walk.head;
-  const auto copy = [&](uint8_t* tile, const BFloat16* array, const Strides& stride) {
-    const BFloat16* base = array + block.batch * stride.batch + q_head * stride.head;
-    copy_tile_async<kHeadDim, kQueriesOfTile, kThreads>(
-        shared_address(tile), thread, array, [&](int row) {
-          return first + row < block.length ? base + (first + row) * stride.token : nullptr;
-        });
+  const auto copy = [&](uint8_t* tile, const BFloat16* array, const Strides& stride, int32_t step) {
+    copy_rows_async<kHeadDim, kQueriesOfTile, kThreads>(
+        shared_address(tile), thread, array + block.batch * stride.batch + q_head * stride.head,
+        step, [&](int row, int) { return first + row < block.length ? first + row : -1; });
   };
-  copy(to.q, from.q, from.q_stride);
-  if (from.dout) copy(to.dout, from.dout, from.dout_stride);
+  copy(to.q, from.q, from.q_stride, from.q_step);
+  if (from.dout) copy(to.dout, from.dout, from.dout_stride, from.dout_step);
   const int64_t terms = (block.head * from.group + walk.head) * tokens + first;
   static_assert(kThreads >= 2 * kQueriesOfTile);
   const int row = thread % kQueriesOfTile;
@@ -119,7 +134,8 @@ struct KeyBounds {
   int32_t max_horizon = -1;
 };
 
-// The span's keys in shared memory: what decides which query reads them. A key past the end of the
+// The span's keys in shared memory: what decides which query reads them, and with the block and the
+// bounds of its warps all that accumulators leave no registers for. A key past the end of the
 // span is never read.
 template <int kKeys>
 struct KeyTable {

@@ -11,11 +11,17 @@
 
 namespace natslm::kernels::cuda {
 
+// Bytes from token to token; why_not sees to it that they fit.
+inline int32_t step_of(const Strides& stride) {
+  return static_cast<int32_t>(stride.token * static_cast<int64_t>(sizeof(BFloat16)));
+}
+
 // Keys by place: in the order of a KeyOrder, or by position. Device memory.
 struct KeySource {
   const BFloat16* k;  // [B, Hkv, T, D]
   const BFloat16* v;  // likewise
   Strides k_stride, v_stride;
+  int32_t k_step, v_step;   // bytes from place to place
   const int32_t* last;      // [B, Hkv, T] by place
   const int32_t* position;  // [B, Hkv, T] of the key at a place; null: the place itself
   const int32_t* ends;      // [B, Hkv, kSegments] as in KeyOrder; null in position order
@@ -44,6 +50,8 @@ KeySource keys_by_position(const Params& p) {
           static_cast<const BFloat16*>(p.v),
           p.k_stride,
           p.v_stride,
+          step_of(p.k_stride),
+          step_of(p.v_stride),
           p.last,
           nullptr,
           nullptr,
@@ -74,6 +82,7 @@ KeyPlan prepare_keys(const Params& p, int32_t tile_queries, CUstream_st* stream)
     plan.keys.k = static_cast<const BFloat16*>(sorted.k);
     plan.keys.v = static_cast<const BFloat16*>(sorted.v);
     plan.keys.k_stride = plan.keys.v_stride = contiguous;
+    plan.keys.k_step = plan.keys.v_step = step_of(contiguous);
     plan.keys.last = sorted.last;
     plan.keys.position = sorted.position;
     plan.keys.ends = p.sorted.ends;

@@ -55,6 +55,13 @@ NATSLM_HD constexpr KeyPieces pieces_of(const KeyRun* runs) {
   return pieces;
 }
 
+// Keys 0 .. keys - 1 at the places of their numbers (position order); `full` is not known.
+NATSLM_HD constexpr KeyPieces whole_piece(int32_t keys) {
+  KeyPieces pieces{};
+  for (int32_t& end : pieces.end) end = keys;
+  return pieces;
+}
+
 NATSLM_HD constexpr int32_t place_of(const KeyPieces& pieces, int32_t number) {
   int32_t shift = pieces.shift[KeyPieces::kCount - 1];
 #if defined(__CUDACC__)

@@ -18,11 +18,15 @@ namespace natslm::kernels::cuda {
 
 inline constexpr int32_t kMaxGroup = 8;
 
-// "" if rows of an array start on 16 bytes.
-inline bool rows_are_aligned(const void* array, const Strides& stride) {
-  return reinterpret_cast<uintptr_t>(array) % 16 == 0 && stride.batch % 8 == 0 &&
+// Rows of an array start on 16 bytes, and the distance between two of them in bytes fits 31 bits.
+inline bool rows_are_fit(const void* array, const Strides& stride) {
+  return stride.token >= 0 && stride.token < int64_t{1} << 30 &&
+         reinterpret_cast<uintptr_t>(array) % 16 == 0 && stride.batch % 8 == 0 &&
          stride.head % 8 == 0 && stride.token % 8 == 0;
 }
+
+inline constexpr std::string_view kRowsUnfit =
+    "rows must start on 16 bytes, less than 2^30 elements apart, on a GPU";
 
 // "" if the GPU kernels take what forward and backward have in common.
 template <class Params>
@@ -33,9 +37,9 @@ std::string_view why_not_common(const Params& p) {
   if (p.q_heads / p.kv_heads > kMaxGroup) return "a KV head serves at most 8 query heads on a GPU";
   // Largest scores are found before they are scaled.
   if (!(p.scale > 0)) return "scale must be positive on a GPU";
-  if (!rows_are_aligned(p.q, p.q_stride) || !rows_are_aligned(p.k, p.k_stride) ||
-      !rows_are_aligned(p.v, p.v_stride) || !rows_are_aligned(p.out, p.out_stride)) {
-    return "rows must start on 16 bytes on a GPU";
+  if (!rows_are_fit(p.q, p.q_stride) || !rows_are_fit(p.k, p.k_stride) ||
+      !rows_are_fit(p.v, p.v_stride) || !rows_are_fit(p.out, p.out_stride)) {
+    return kRowsUnfit;
   }
   return "";
 }

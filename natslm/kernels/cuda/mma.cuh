@@ -266,4 +266,22 @@ __device__ inline void copy_tile_async(uint32_t tile, int thread, const void* so
   }
 }
 
+// The same for rows that lie `step` bytes apart from `base` on: place(row, pass) counts steps, and
+// negative is a row of zeros. (32-bit steps: one multiply-add an address.)
+template <int kHeadDim, int kRows, int kThreads, class Place>
+__device__ inline void copy_rows_async(uint32_t tile, int thread, const void* base, int32_t step,
+                                       const Place& place) {
+  using Copy = TileCopy<kHeadDim, kThreads>;
+  static_assert(kRows % Copy::kRowsOfPass == 0);
+  const int chunk = Copy::chunk(thread);
+  const auto* from = static_cast<const uint8_t*>(base) + chunk * 16;
+  tile += tile_offset<kHeadDim>(Copy::row(thread, 0), chunk);
+#pragma unroll
+  for (int pass = 0; pass < kRows / Copy::kRowsOfPass; ++pass) {
+    const int32_t at = place(Copy::row(thread, pass), pass);
+    copy_16_async(tile + pass * Copy::kRowsOfPass * kRowBytes<kHeadDim>,
+                  from + int64_t{max(at, 0)} * step, at >= 0);
+  }
+}
+
 }  // namespace natslm::kernels::cuda

@@ -22,6 +22,7 @@ struct RowTerms {
 struct QuerySource {
   const BFloat16 *q, *dout;  // dout: null if not wanted
   Strides q_stride, dout_stride;
+  int32_t q_step, dout_step;  // bytes from token to token
   RowTerms terms;
   int32_t group;
 };
@@ -99,40 +100,58 @@ struct KeyLimits {
   int32_t position, last;
 };
 
+// What a block needs again and again while it walks over keys. In shared memory, because the
+// accumulators leave no registers for it.
+struct TileKeys {
+  const BFloat16 *k, *v;    // place 0 of the (sequence, KV head)
+  const int32_t* last;      // by place
+  const int32_t* position;  // by place; null: the place itself
+  const int32_t* min_last;  // position order: of kBoundKeys keys each; null in sorted order
+  const int32_t* max_last;  // likewise
+  int32_t first_query, last_query;
+  KeyPieces pieces;
+};
+
+__device__ inline TileKeys tile_keys(const KeyPlan& plan, const QueryTile& tile) {
+  const KeySource& keys = plan.keys;
+  const int64_t row = tile.head * tile.tokens;
+  TileKeys to;
+  to.k = keys.k + tile.batch * keys.k_stride.batch + tile.kv_head * keys.k_stride.head;
+  to.v = keys.v + tile.batch * keys.v_stride.batch + tile.kv_head * keys.v_stride.head;
+  to.last = keys.last + row;
+  to.first_query = tile.first;
+  to.last_query = tile.last();
+  if (plan.runs) {
+    const int32_t number = tile.first / plan.tile_queries;
+    to.position = keys.position + row;
+    to.min_last = to.max_last = nullptr;
+    to.pieces = pieces_of(plan.runs + (tile.head * plan.tiles + number) * KeyOrder::kSegments);
+  } else {
+    const int64_t bounds = tile.head * ((tile.tokens + kBoundKeys - 1) / kBoundKeys);
+    to.position = nullptr;
+    to.min_last = plan.min_last + bounds;
+    to.max_last = plan.max_last + bounds;
+    to.pieces = whole_piece(tile.length);
+  }
+  return to;
+}
+
 // Walks over the tiles of kKeys keys that a query tile reads. All threads walk alike.
 template <int kKeys>
 class KeyWalk {
  public:
-  // `pieces`: shared memory, written here when the order is sorted. A barrier must follow.
-  __device__ KeyWalk(const KeyPlan& plan, const QueryTile& tile, KeyPieces* pieces, int thread)
-      : first_query_(tile.first), last_query_(tile.last()) {
-    if (plan.runs) {
-      const int32_t number = tile.first / plan.tile_queries;
-      const KeyPieces mine =
-          pieces_of(plan.runs + (tile.head * plan.tiles + number) * KeyOrder::kSegments);
-      if (thread == 0) *pieces = mine;
-      pieces_ = pieces;
-      keys_ = mine.total();
-      full_keys_ = mine.full;
-    } else {
-      const int64_t bounds = tile.head * ((tile.tokens + kBoundKeys - 1) / kBoundKeys);
-      min_last_ = plan.min_last + bounds;
-      max_last_ = plan.max_last + bounds;
-      keys_ = tile.length;
-      full_keys_ = 0;
-    }
-  }
+  __device__ explicit KeyWalk(const TileKeys& of) : of_(of) {}
 
   // Moves on to the next tile, the first one at first; false when there is none.
   __device__ bool next() {
-    if (pieces_) {
-      number_ = number_ < 0 ? 0 : number_ + kKeys;
-      is_full_ = number_ + kKeys <= full_keys_;
-      return number_ < keys_;
+    if (!of_.min_last) {
+      number_ += kKeys;
+      is_full_ = number_ + kKeys <= of_.pieces.full;
+      return number_ < of_.pieces.total();
     }
     while (live_ == 0) {
       window_ += kWarpSize;
-      if (window_ * kKeys > last_query_) return false;
+      if (window_ * kKeys > of_.last_query) return false;
       look_at_window();
     }
     const int bit = __ffs(live_) - 1;
@@ -145,10 +164,10 @@ class KeyWalk {
   // Number of the tile's first key, and whether every query reads all of the tile.
   __device__ int32_t number() const { return number_; }
   __device__ bool is_full() const { return is_full_; }
-  // Place of a key; -1 past the last one.
-  __device__ int32_t place(int32_t number) const {
-    if (number >= keys_) return -1;
-    return pieces_ ? place_of(*pieces_, number) : number;
+  // Place of a key of the tile; -1 past the last one.
+  __device__ int32_t place(int key) const {
+    const int32_t number = number_ + key;
+    return number < of_.pieces.total() ? place_of(of_.pieces, number) : -1;
   }
 
  private:
@@ -156,92 +175,72 @@ class KeyWalk {
   __device__ void look_at_window() {
     const int32_t number = (window_ + static_cast<int32_t>(threadIdx.x) % kWarpSize) * kKeys;
     Tile kind = Tile::kDead;
-    if (number <= last_query_) {
-      kind = classify(first_query_, last_query_, number, number + kKeys - 1,
-                      min_last_[number / kBoundKeys], max_last_[number / kBoundKeys]);
+    if (number <= of_.last_query) {
+      kind = classify(of_.first_query, of_.last_query, number, number + kKeys - 1,
+                      of_.min_last[number / kBoundKeys], of_.max_last[number / kBoundKeys]);
     }
     live_ = __ballot_sync(~0u, kind != Tile::kDead);
     full_ = __ballot_sync(~0u, kind == Tile::kFull);
   }
 
   static_assert(kBoundKeys % kKeys == 0);
-  int32_t first_query_, last_query_;
-  const KeyPieces* pieces_ = nullptr;
-  const int32_t* min_last_ = nullptr;
-  const int32_t* max_last_ = nullptr;
-  int32_t keys_ = 0, full_keys_ = 0;
-  int32_t number_ = -1;
+  const TileKeys& of_;
+  int32_t number_ = -kKeys;
   bool is_full_ = false;
   int32_t window_ = -kWarpSize;
   uint32_t live_ = 0, full_ = 0;
 };
 
-// Where a (sequence, KV head) of a KeySource begins.
-struct KeyHead {
-  const BFloat16 *k, *v;
-  int64_t k_step, v_step;  // from place to place
-  const int32_t* last;
-  const int32_t* position;  // null: the place itself
-};
-__device__ inline KeyHead key_head(const KeySource& keys, int32_t batch, int32_t kv_head) {
-  const int64_t row = (int64_t{batch} * keys.kv_heads + kv_head) * keys.tokens;
-  return {keys.k + batch * keys.k_stride.batch + kv_head * keys.k_stride.head,
-          keys.v + batch * keys.v_stride.batch + kv_head * keys.v_stride.head,
-          keys.k_stride.token,
-          keys.v_stride.token,
-          keys.last + row,
-          keys.position ? keys.position + row : nullptr};
-}
-
 // Starts the copy of the walk's present tile: keys, values and, where they are tested, limits. Keys
-// past the last one become 0 and are never visible.
+// past the last one become 0 and are never visible. Steps: bytes from place to place.
 template <int kHeadDim, int kKeys, int kThreads>
 __device__ inline void copy_keys_async(uint32_t k, uint32_t v, KeyLimits* limits, int thread,
-                                       const KeyWalk<kKeys>& walk, const KeyHead& head) {
+                                       const KeyWalk<kKeys>& walk, const TileKeys& keys,
+                                       int32_t k_step, int32_t v_step) {
   using Copy = TileCopy<kHeadDim, kThreads>;
   constexpr int kPasses = kKeys / Copy::kRowsOfPass;
   static_assert(kPasses * Copy::kRowsOfWarp <= kWarpSize);
   // Each lane looks up one of the rows that its warp copies.
   const int lane = thread % kWarpSize;
-  const int looked_up =
-      Copy::row(thread - lane, lane / Copy::kRowsOfWarp) + lane % Copy::kRowsOfWarp;
-  const int32_t place_of_lane = walk.place(walk.number() + looked_up);
-  int pass = 0;
-  const auto place = [&](int number) {
-    return __shfl_sync(~0u, place_of_lane, number * Copy::kRowsOfWarp + lane / Copy::kChunks);
-  };
-  copy_tile_async<kHeadDim, kKeys, kThreads>(k, thread, head.k, [&](int) {
-    const int32_t p = place(pass++);
-    return p >= 0 ? head.k + p * head.k_step : nullptr;
-  });
-  pass = 0;
-  copy_tile_async<kHeadDim, kKeys, kThreads>(v, thread, head.v, [&](int) {
-    const int32_t p = place(pass++);
-    return p >= 0 ? head.v + p * head.v_step : nullptr;
-  });
+  const int32_t place_of_lane =
+      walk.place(Copy::row(thread - lane, lane / Copy::kRowsOfWarp) + lane % Copy::kRowsOfWarp);
+  int32_t place[kPasses];
+#pragma unroll
+  for (int pass = 0; pass < kPasses; ++pass) {
+    place[pass] = __shfl_sync(~0u, place_of_lane, pass * Copy::kRowsOfWarp + lane / Copy::kChunks);
+  }
+  const auto place_of_row = [&](int, int pass) { return place[pass]; };
+  copy_rows_async<kHeadDim, kKeys, kThreads>(k, thread, keys.k, k_step, place_of_row);
+  copy_rows_async<kHeadDim, kKeys, kThreads>(v, thread, keys.v, v_step, place_of_row);
   if (walk.is_full()) return;
   static_assert(kThreads >= kKeys);
   if (thread < kKeys) {
-    const int32_t p = walk.place(walk.number() + thread);
+    const int32_t place = walk.place(thread);
     KeyLimits& to = limits[thread];
-    if (p < 0) {
+    if (place < 0) {
       to = {kMaxPosition, -1};
     } else {
-      copy_4_async(shared_address(&to.last), head.last + p, true);
-      if (head.position) {
-        copy_4_async(shared_address(&to.position), head.position + p, true);
+      copy_4_async(shared_address(&to.last), keys.last + place, true);
+      if (keys.position) {
+        copy_4_async(shared_address(&to.position), keys.position + place, true);
       } else {
-        to.position = p;
+        to.position = place;
       }
     }
   }
 }
 
-// Calls body(m, n, x, is_visible) for every accumulator of scores, rows first_row .. of the tile
-// against the keys of `limits`.
+// Calls body(m, n, x, is_visible) for every accumulator of the scores of a warp's rows against the
+// keys of `limits`. row_position: of the warp's first row.
 template <int kM, int kN, class Body>
-__device__ inline void for_visible(const KeyLimits* limits, const int32_t (&position)[kM][2],
-                                   int lane, const Body& body) {
+__device__ inline void for_visible(const KeyLimits* limits, const int32_t* row_position, int lane,
+                                   const Body& body) {
+  int32_t position[kM][2];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    position[m][0] = row_position[m * 16 + lane / 4];
+    position[m][1] = row_position[m * 16 + 8 + lane / 4];
+  }
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
     const int4 two = *reinterpret_cast<const int4*>(limits + n * 8 + lane % 4 * 2);
