@@ -71,9 +71,8 @@ Workspace layout(const AttentionBackward& p) {
     return (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
   };
   const PlanShape shape = plan_of(p);
-  const size_t terms =
-      aligned(static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads) *
-              static_cast<size_t>(terms_of_row(p.tokens)) * sizeof(RowTerms));
+  const size_t terms = aligned(static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads) *
+                               static_cast<size_t>(terms_of_row(p.tokens)) * sizeof(RowTerms));
   Workspace w;
   w.plan = kWorkspaceAlignment;
   w.terms = w.plan + aligned(p.sorted.order ? cuda::sorted_keys_bytes(shape)
@@ -157,7 +156,7 @@ CUtensorMap terms_map(const AttentionBackward& p, const RowTerms* terms) {
 
 // How many heads' blocks start at a time: so many that their queries share the L2 cache.
 int32_t heads_together(const AttentionBackward& p) {
-  constexpr int64_t kCacheShare = 24 << 20;  // of the 50 MB
+  constexpr int64_t kCacheShare = 24 << 20;                                    // of the 50 MB
   const int64_t bytes = 2 * 2 * int64_t{group_of(p)} * p.tokens * p.head_dim;  // q and dout
   const int64_t heads = int64_t{p.batch} * p.kv_heads, together = kCacheShare / bytes;
   return static_cast<int32_t>(together < 1 ? 1 : together > heads ? heads : together);
@@ -212,11 +211,11 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
 
   auto* terms = reinterpret_cast<RowTerms*>(view(at.terms));
   auto* role_terms = p.role_lse ? reinterpret_cast<RowTerms*>(view(at.role_terms)) : nullptr;
-  launch_row_terms({static_cast<const __nv_bfloat16*>(p.out),
-                    static_cast<const __nv_bfloat16*>(p.dout), p.out_stride, p.dout_stride, p.lse,
-                    p.role_lse, p.lengths, terms, role_terms, p.batch, p.q_heads, p.tokens,
-                    p.head_dim},
-                   stream);
+  launch_row_terms(
+      {static_cast<const __nv_bfloat16*>(p.out), static_cast<const __nv_bfloat16*>(p.dout),
+       p.out_stride, p.dout_stride, p.lse, p.role_lse, p.lengths, terms, role_terms, p.batch,
+       p.q_heads, p.tokens, p.head_dim},
+      stream);
 
   QueryGradientArguments queries{};
   const Keys keys = prepare(p, shape, view(at.plan), queries, stream);

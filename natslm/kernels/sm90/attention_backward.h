@@ -33,11 +33,11 @@ constexpr int64_t terms_of_row(int32_t tokens) {
 struct RowTermsArguments {
   const __nv_bfloat16 *out, *dout;  // [B, Hq, T, D]
   Strides out_stride, dout_stride;
-  const float* lse;         // [B, Hq, T], natural
-  const float* role_lse;    // likewise, or null
-  const int32_t* lengths;   // [B] or null
-  RowTerms* terms;          // [B * Hq, terms_of_row(T)]
-  RowTerms* role_terms;     // likewise, with role_lse; null where that is null
+  const float* lse;        // [B, Hq, T], natural
+  const float* role_lse;   // likewise, or null
+  const int32_t* lengths;  // [B] or null
+  RowTerms* terms;         // [B * Hq, terms_of_row(T)]
+  RowTerms* role_terms;    // likewise, with role_lse; null where that is null
   int32_t batch, q_heads, tokens, head_dim;
 };
 void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream);

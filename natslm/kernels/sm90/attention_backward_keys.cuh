@@ -3,8 +3,8 @@
 //
 // A warpgroup owns 64 keys, whose gradients stay in its registers. For each tile of queries:
 // S = K Q^T and dP = V dout^T, then dv += P dout and dk += dS Q with P and dS as left operands in
-// registers. The products of the next tile are issued before the ones of this tile are waited for,
-// so that the tensor cores have work while exponentials are computed.
+// registers. The scores of the next tile are issued behind the gradients of this one, so that the
+// tensor cores have work while exponentials are computed.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -23,8 +23,8 @@ struct KeyGradientConfig {
   static constexpr int kConsumers = 2;
   static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
-  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 504);
+  static constexpr int kProducerRegisters = 32, kConsumerRegisters = 240;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
 
   using KeyTiles = __nv_bfloat16[kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns];
   struct alignas(kSwizzleBytes) Shared {
@@ -75,6 +75,7 @@ struct KeyGradientConsumer {
   using Shared = typename Config::Shared;
   static constexpr int kHeadDim = Config::kHeadDim;
   using Gradient = float[kHeadDim / 2];
+  using Table = KeyTable<Config::kConsumers>;
 
   const KeyParallelArguments& a;
   Shared& shared;
@@ -82,11 +83,16 @@ struct KeyGradientConsumer {
   QueryWalk<Config::kStages> walk;
   RingPosition<kTables> table_ring;
   uint32_t keys_parity = 0;
-  int32_t position[2], last[2];  // of the thread's keys
   RoleSums sums;
 
   __device__ KeyGradientConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
       : a(arguments), shared(s), warpgroup(group) {}
+
+  // Number of the first of the thread's two keys, 8 apart, among the block's.
+  __device__ int32_t first_key() const {
+    const int32_t thread = threadIdx.x % kWarpgroupThreads;
+    return warpgroup * kWarpgroupKeys + thread / 32 * 16 + thread % 32 / 4;
+  }
 
   // A tile that is being worked on.
   struct Now {
@@ -96,7 +102,8 @@ struct KeyGradientConsumer {
   };
 
   // Waits for the next tile in which the warpgroup's keys have a part, and hands the others back.
-  __device__ bool next_tile(const KeyBounds& bounds, Now& now) {
+  __device__ bool next_tile(const Table& table, Now& now) {
+    const KeyBounds& bounds = table.bounds[warpgroup];
     for (; !walk.done(); walk.advance()) {
       now.stage = walk.ring.stage;
       barrier_wait(shared.full[now.stage], walk.ring.parity);
@@ -124,11 +131,12 @@ struct KeyGradientConsumer {
 
   // Pairs that are not visible become 0. (A product with 0 would not do: a hidden pair's factor may
   // be infinite.)
-  __device__ void hide(PairRegisters& pairs, int32_t q0) const {
+  __device__ void hide(PairRegisters& pairs, const Table& table, int32_t q0) const {
     const int32_t shift = q0 + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int32_t first_seen = position[row] - shift, last_seen = last[row] - shift;
+      const int32_t key = first_key() + 8 * row;
+      const int32_t first_seen = table.position[key] - shift, last_seen = table.last[key] - shift;
 #pragma unroll
       for (int i = 2 * row; i < kPairsOfThread; i += 4) {
 #pragma unroll
@@ -147,23 +155,27 @@ struct KeyGradientConsumer {
     }
   }
 
-  __device__ void gather(const KeyBounds& bounds, Gradient& dk, Gradient& dv) {
+  __device__ void gather(const Table& table, Gradient& dk, Gradient& dv) {
     Now now;
-    if (!next_tile(bounds, now)) {
+    if (!next_tile(table, now)) {
       hand_back(shared.empty_keys);
       return;
     }
     PairRegisters factor, difference;
     uint32_t weights[kPairsOfThread / 2], products[kPairsOfThread / 2];
+    fence_registers(dk);
+    fence_registers(dv);
     start_scores(factor, now);
-    start_differences(difference, now);
     int32_t before = -1;  // stage of the tile before, whose products may not be finished
     for (;;) {
-      const bool seen = now.visibility != Tile::kDead, test = now.visibility == Tile::kPartial;
+      const bool seen = !Config::kRoleSums || now.visibility != Tile::kDead;
+      const bool test = now.visibility == Tile::kPartial;
       const auto& terms = shared.terms[now.stage];
-      wgmma_wait<1>();  // all but the differences
-      fence_registers(factor);
+      wgmma_wait<1>();  // all but the scores: weights and products before are free
       if (before >= 0) hand_back(shared.empty[before]);
+      start_differences(difference, now);
+      wgmma_wait<1>();  // the scores
+      fence_registers(factor);
       for_each_pair(terms, [&](int i, int, RowTerms of) {
         factor[i] = exp2_fast(fmaf(factor[i], a.scale_log2, -of.lse));
       });
@@ -172,10 +184,10 @@ struct KeyGradientConsumer {
         PairRegisters shown;
 #pragma unroll
         for (int i = 0; i < kPairsOfThread; ++i) shown[i] = factor[i];
-        if (test) hide(shown, now.q0);
+        if (test) hide(shown, table, now.q0);
         round_pairs(weights, shown);
       } else {
-        if (test) hide(factor, now.q0);
+        if (test) hide(factor, table, now.q0);
         round_pairs(weights, factor);
       }
       if (seen) {
@@ -193,7 +205,7 @@ struct KeyGradientConsumer {
       }
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) difference[i] *= factor[i];
-      if (Config::kRoleSums && test) hide(difference, now.q0);
+      if (Config::kRoleSums && test) hide(difference, table, now.q0);
       round_pairs(products, difference);
       if (seen) {
         add_rows<kHeadDim>(dk, products,
@@ -202,9 +214,8 @@ struct KeyGradientConsumer {
       wgmma_commit();
 
       before = now.stage;
-      if (!next_tile(bounds, now)) break;
+      if (!next_tile(table, now)) break;
       start_scores(factor, now);
-      start_differences(difference, now);
     }
     __syncwarp();
     hand_back(shared.empty_keys);
@@ -213,13 +224,15 @@ struct KeyGradientConsumer {
   }
 
   // 16 bytes a thread: four threads write 64 bytes of a row.
-  __device__ void store(__nv_bfloat16* head, int64_t token_stride, const Gradient& gradient,
-                        float factor) const {
+  __device__ void store(const Table& table, __nv_bfloat16* to, const Strides& stride,
+                        const Gradient& gradient, float factor) const {
     const int32_t lane_in_row = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool exists = position[i] != kNoPosition;
-      __nv_bfloat16* row = head + (exists ? position[i] : 0) * token_stride;
+      const int32_t position = table.position[first_key() + 8 * i];
+      const bool exists = position != kNoPosition;
+      __nv_bfloat16* row = to + table.batch * stride.batch + table.kv_head * stride.head +
+                           (exists ? position : 0) * stride.token;
 #pragma unroll
       for (int block = 0; block < kHeadDim / 8; block += 4) {
         uint32_t words[4];
@@ -237,61 +250,53 @@ struct KeyGradientConsumer {
     }
   }
 
-  __device__ void write_zeros(const cuda::KeySpan& span, __nv_bfloat16* dk, __nv_bfloat16* dv,
-                              int64_t head) const {
+  // Zeros for a span past the length.
+  __device__ void write_zeros(const Table& table) const {
     constexpr int32_t kChunks = kHeadDim / 8, kThreads = Config::kConsumers * kWarpgroupThreads;
     const int32_t thread = static_cast<int32_t>(threadIdx.x) - kWarpgroupThreads;
-    for (int32_t i = thread; i < (span.end - span.begin) * kChunks; i += kThreads) {
-      const int32_t place = span.begin + i / kChunks, channel = i % kChunks * 8;
-      *reinterpret_cast<uint4*>(dk + place * a.dk_stride.token + channel) = uint4{};
-      *reinterpret_cast<uint4*>(dv + place * a.dv_stride.token + channel) = uint4{};
+    const auto at = [&](__nv_bfloat16* to, const Strides& stride, int32_t i) {
+      return reinterpret_cast<uint4*>(to + table.batch * stride.batch +
+                                      table.kv_head * stride.head +
+                                      (table.span.begin + i / kChunks) * stride.token) +
+             i % kChunks;
+    };
+    for (int32_t i = thread; i < (table.span.end - table.span.begin) * kChunks; i += kThreads) {
+      *at(a.dk, a.dk_stride, i) = uint4{};
+      *at(a.dv, a.dv_stride, i) = uint4{};
     }
-    if (Config::kRoleSums) write_no_role_sums(a, span, head, thread, kThreads);
+    if (Config::kRoleSums) write_no_role_sums(a, table.span, head_of(table), thread, kThreads);
+  }
+
+  __device__ int64_t head_of(const Table& table) const {
+    return int64_t{table.batch} * a.kv_heads + table.kv_head;
+  }
+
+  __device__ void do_block(const Table& table) {
+    if (table.span.past_length) return write_zeros(table);
+    if (Config::kRoleSums) sums.start(table, first_key());
+    walk.start(table.tiles, a.group);
+    Gradient dk = {}, dv = {};
+    if (!walk.done()) {
+      // Also by a warpgroup without tiles: it must not hand the next block's keys back early.
+      barrier_wait(shared.full_keys, keys_parity);
+      keys_parity ^= 1;
+      gather(table, dk, dv);
+      fence_registers(dk);
+      fence_registers(dv);
+    }
+    store(table, a.dk, a.dk_stride, dk, a.scale);
+    store(table, a.dv, a.dv_stride, dv, 1);
+    if (Config::kRoleSums) sums.write(a, head_of(table));
   }
 
   __device__ void run() {
-    const int32_t thread = threadIdx.x % kWarpgroupThreads;
-    const int32_t row = warpgroup * kWarpgroupKeys + thread / 32 * 16 + thread % 32 / 4;
-    const int32_t keys[2] = {row, row + 8};
     for (;; table_ring.advance()) {
       const int32_t t = table_ring.stage;
       barrier_wait(shared.full_table[t], table_ring.parity);
-      const auto& table = shared.table[t];
-      if (table.batch < 0) return;
-      const int64_t head = int64_t{table.batch} * a.kv_heads + table.kv_head;
-      __nv_bfloat16* dk_head =
-          a.dk + table.batch * a.dk_stride.batch + table.kv_head * a.dk_stride.head;
-      __nv_bfloat16* dv_head =
-          a.dv + table.batch * a.dv_stride.batch + table.kv_head * a.dv_stride.head;
-      if (table.span.past_length) {
-        write_zeros(table.span, dk_head, dv_head, head);
-        __syncwarp();
-        hand_back(shared.empty_table[t]);
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        position[i] = table.position[keys[i]];
-        last[i] = table.last[keys[i]];
-      }
-      if (Config::kRoleSums) sums.start(table, keys);
-      const KeyBounds bounds = table.bounds[warpgroup];
-      walk.start(table.tiles, a.group);
+      if (shared.table[t].batch < 0) return;
+      do_block(shared.table[t]);
       __syncwarp();
       hand_back(shared.empty_table[t]);
-
-      Gradient dk = {}, dv = {};
-      if (!walk.done()) {
-        // Also by a warpgroup without tiles: it must not hand the next block's keys back early.
-        barrier_wait(shared.full_keys, keys_parity);
-        keys_parity ^= 1;
-        gather(bounds, dk, dv);
-        fence_registers(dk);
-        fence_registers(dv);
-      }
-      store(dk_head, a.dk_stride.token, dk, a.scale);
-      store(dv_head, a.dv_stride.token, dv, 1);
-      if (Config::kRoleSums) sums.write(a, head);
     }
   }
 };

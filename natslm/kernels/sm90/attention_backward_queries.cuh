@@ -1,7 +1,7 @@
 // Gradient of the queries on Hopper: the forward pass's way through the keys (and its producer),
 // with probabilities known from the stored log-sum-exp, and dP = dout V^T beside the scores.
 //
-// The products of the next key tile are issued behind dq += dS K of this one, so that the tensor
+// The scores of the next key tile are issued behind dq += dS K of this one, so that the tensor
 // cores have work while exponentials are computed.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
@@ -23,7 +23,7 @@ struct QueryGradientConfig {
   static constexpr int kStages = kHeadDim == 64 ? 4 : 2;  // of K and of V
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
   // The producer works with pieces of keys, as in the forward pass.
-  static constexpr int kProducerRegisters = 32, kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
 
   static constexpr int kHalves = kHeadDim / kSwizzleColumns;
@@ -81,10 +81,12 @@ struct QueryGradientConsumer {
     return offset[i] < a.tile_queries && tile.first_query + offset[i] < a.tokens;
   }
 
-  __device__ void start_tile(float (&factor)[kPairs], float (&difference)[kPairs]) {
+  __device__ void start_factors(float (&factor)[kPairs]) {
     barrier_wait(shared.full_k[k_ring.stage], k_ring.parity);
     start_scores<Config>(factor, matrix_descriptor(shared.q[0][64 * warpgroup]),
                          matrix_descriptor(shared.k[k_ring.stage][0]));
+  }
+  __device__ void start_differences(float (&difference)[kPairs]) {
     barrier_wait(shared.full_v[v_ring.stage], v_ring.parity);
     start_scores<Config>(difference, matrix_descriptor(shared.dout[0][64 * warpgroup]),
                          matrix_descriptor(shared.v[v_ring.stage][0]));
@@ -97,20 +99,22 @@ struct QueryGradientConsumer {
     for (int i = 0; i < 2; ++i) {
       queries[i] = tile.first_query + offset[i];
       if (exists(tile, i)) {
-        const int64_t row =
-            (int64_t{tile.batch} * a.kv_heads + tile.kv_head) * a.group + head[i];
+        const int64_t row = (int64_t{tile.batch} * a.kv_heads + tile.kv_head) * a.group + head[i];
         terms[i] = a.terms[row * terms_of_row(a.tokens) + queries[i]];
       }
     }
     float factor[kPairs], difference[kPairs];
     uint32_t products[kTileKeys / 4];
-    start_tile(factor, difference);
+    fence_registers(dq);
+    start_factors(factor);
     int32_t before = -1;  // stage of the K before, whose product may not be finished
     for (;;) {
       const int32_t stage = k_ring.stage;
-      wgmma_wait<1>();  // all but the differences
-      fence_registers(factor);
+      wgmma_wait<1>();  // all but the scores: the products before are free
       if (before >= 0) hand_back(shared.empty_k[before]);
+      start_differences(difference);
+      wgmma_wait<1>();  // the scores
+      fence_registers(factor);
       const uint32_t flags = shared.flags[stage];
       hide(factor, flags, shared.position[stage], shared.last[stage], queries);
 #pragma unroll
@@ -133,7 +137,7 @@ struct QueryGradientConsumer {
       before = stage;
       k_ring.advance();
       if (flags & kLastKeyTile) break;
-      start_tile(factor, difference);
+      start_factors(factor);
     }
     wgmma_wait<0>();
     fence_registers(dq);

@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kRowsThreads)
     multiply_16_by_8(upper, x, y[0]);
     multiply_16_by_8(lower, x, y[1]);
   }
-  // Row r of 8 has its diagonal element in the lane that holds row r and columns r / 2 * 2 + {0, 1}.
+  // Row r of 8 has its diagonal element in the lane that holds row r and columns r / 2 * 2 + {0,
+  // 1}.
   if (lane % 4 != lane / 8) return;
   const bool odd = lane / 4 % 2 != 0;
   const float delta[2] = {odd ? upper[1] : upper[0], odd ? lower[3] : lower[2]};

@@ -300,11 +300,11 @@ struct RoleSums {
   float sum[2] = {0, 0};
 
   template <int kConsumers>
-  __device__ void start(const KeyTable<kConsumers>& table, const int32_t (&keys)[2]) {
+  __device__ void start(const KeyTable<kConsumers>& table, int32_t first_key) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      position[row] = table.position[keys[row]];
-      horizon[row] = table.horizon[threadIdx.x % 4][keys[row]];
+      position[row] = table.position[first_key + 8 * row];
+      horizon[row] = table.horizon[threadIdx.x % 4][first_key + 8 * row];
       sum[row] = 0;
     }
   }

@@ -99,16 +99,13 @@ struct RoleSumsConsumer {
     });
     wgmma_wait<0>();
     fence_registers(difference);
-    for_each_pair(terms, [&](int i, int, RowTerms of) {
-      factor[i] *= difference[i] - of.delta;
-    });
+    for_each_pair(terms, [&](int i, int, RowTerms of) { factor[i] *= difference[i] - of.delta; });
     sums.add(q0, [&](int i) { return factor[i]; });
   }
 
   __device__ void run() {
     const int32_t thread = threadIdx.x % kWarpgroupThreads;
     const int32_t row = warpgroup * kWarpgroupKeys + thread / 32 * 16 + thread % 32 / 4;
-    const int32_t keys[2] = {row, row + 8};
     for (;; table_ring.advance()) {
       const int32_t t = table_ring.stage;
       barrier_wait(shared.full_table[t], table_ring.parity);
@@ -123,7 +120,7 @@ struct RoleSumsConsumer {
         hand_back(shared.empty_table[t]);
         continue;
       }
-      sums.start(table, keys);
+      sums.start(table, row);
       const KeyBounds bounds = table.bounds[warpgroup];
       walk.start(table.tiles, a.group);
       __syncwarp();
