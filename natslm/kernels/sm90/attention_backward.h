@@ -14,6 +14,7 @@
 
 #include "natslm/kernels/attention_backward.h"
 #include "natslm/kernels/cuda/sorted_keys.h"
+#include "natslm/kernels/sm90/attention_backward_tiles.h"
 #include "natslm/kernels/sm90/attention_forward.h"
 
 namespace natslm::kernels::sm90 {
@@ -41,11 +42,6 @@ struct RowTermsArguments {
   int32_t batch, q_heads, tokens, head_dim;
 };
 void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream);
-
-// Queries whose scores are in registers at a time where keys are the rows.
-inline constexpr int32_t kTileQueries = 64;
-// Keys of a warpgroup there.
-inline constexpr int32_t kWarpgroupKeys = 64;
 
 // Of the key gradient and the role sums. "Place" as in ForwardArguments.
 struct KeyParallelArguments {

@@ -17,7 +17,7 @@
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_tiles.h"
 #include "natslm/kernels/sm90/attention_backward.h"
-#include "natslm/kernels/sm90/attention_backward_stream.h"
+#include "natslm/kernels/sm90/attention_backward_tiles.h"
 #include "natslm/kernels/sm90/attention_forward.cuh"
 #include "natslm/kernels/sm90/hopper.cuh"
 

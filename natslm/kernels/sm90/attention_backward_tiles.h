@@ -10,9 +10,13 @@
 #include <cstdint>
 
 #include "natslm/base/lifetime.h"
-#include "natslm/kernels/sm90/attention_backward.h"
 
 namespace natslm::kernels::sm90 {
+
+// Queries whose scores are in registers at a time where keys are the rows.
+inline constexpr int32_t kTileQueries = 64;
+// Keys of a warpgroup there.
+inline constexpr int32_t kWarpgroupKeys = 64;
 
 // What keys span; of no key: nothing reads them.
 struct KeyBounds {
