@@ -24,6 +24,7 @@ struct QueryTile {
 
 template <int kHeadDim_>
 struct ForwardConfig {
+  using Arguments = ForwardArguments;
   static constexpr int kHeadDim = kHeadDim_;
   static_assert(kHeadDim == 64 || kHeadDim == 128);
 
@@ -43,6 +44,7 @@ struct ForwardConfig {
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
 
   static constexpr int kHalves = kHeadDim / kSwizzleColumns;
+  static constexpr bool kLoadsDout = false;
   using Element = __nv_bfloat16;
 
   struct alignas(kSwizzleBytes) Shared {

@@ -84,10 +84,11 @@ struct LiveRuns {
   }
 };
 
+// Also that of the gradient of the queries, whose query tiles bring dout beside Q.
 template <class Config>
 struct Producer {
   using Shared = typename Config::Shared;
-  const ForwardArguments& a;
+  const typename Config::Arguments& a;
   Shared& shared;
   const int32_t lane;
   RingPosition<Config::kStages> ring;
@@ -190,11 +191,16 @@ struct Producer {
       shared.query_tile = tile;
       if (tile.sees_keys) {
         const uint32_t half_bytes = a.tile_queries * a.group * sizeof(shared.q[0][0]);
-        barrier_expect_bytes(shared.full_q, Config::kHalves * half_bytes);
+        barrier_expect_bytes(shared.full_q,
+                             (Config::kLoadsDout ? 2 : 1) * Config::kHalves * half_bytes);
 #pragma unroll
         for (int half = 0; half < Config::kHalves; ++half) {
           tma_load(shared.q[half], a.q, shared.full_q, half * kSwizzleColumns, 0, tile.first_query,
                    tile.kv_head, tile.batch);
+          if constexpr (Config::kLoadsDout) {
+            tma_load(shared.dout[half], a.dout, shared.full_q, half * kSwizzleColumns, 0,
+                     tile.first_query, tile.kv_head, tile.batch);
+          }
         }
       }
       barrier_arrive(shared.full_q);

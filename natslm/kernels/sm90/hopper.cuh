@@ -78,6 +78,15 @@ __device__ inline void named_barrier_arrive(uint32_t id, uint32_t threads) {
 // the tensor too (these read as zero). Coordinates: innermost dimension first. ----
 
 __device__ inline void tma_load(void* to, const CUtensorMap& map, uint64_t& barrier, int32_t c0,
+                                int32_t c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(&barrier)), "r"(c0), "r"(c1)
+      : "memory");
+}
+
+__device__ inline void tma_load(void* to, const CUtensorMap& map, uint64_t& barrier, int32_t c0,
                                 int32_t c1, int32_t c2, int32_t c3) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -157,6 +166,31 @@ __device__ inline void wgmma_m64n128k16(float* d, uint64_t a, uint64_t b, bool a
       : "l"(a), "l"(b), "r"(int32_t{accumulate}));
 }
 
+// d (+)= A * B: A [64][16] and B [16][64], both in shared memory with K contiguous.
+__device__ inline void wgmma_m64n64k16(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, p, 1, 1, 0, 0;\n}\n"
+      : NATSLM_WGMMA_8(d, 0), NATSLM_WGMMA_8(d, 8), NATSLM_WGMMA_8(d, 16), NATSLM_WGMMA_8(d, 24)
+      : "l"(a), "l"(b), "r"(int32_t{accumulate}));
+}
+
+// d (+)= A * B: A [64][16] in registers, B [16][64] in shared memory with K contiguous.
+__device__ inline void wgmma_m64n64k16_rows(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                            bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
+      : NATSLM_WGMMA_8(d, 0), NATSLM_WGMMA_8(d, 8), NATSLM_WGMMA_8(d, 16), NATSLM_WGMMA_8(d, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int32_t{accumulate}));
+}
+
 // d += A * B: A [64][16] in registers, B [16][64] in shared memory with N contiguous.
 __device__ inline void wgmma_m64n64k16(float* d, const uint32_t* a, uint64_t b) {
   asm volatile(
@@ -183,6 +217,15 @@ __device__ inline void wgmma_m64n128k16(float* d, const uint32_t* a, uint64_t b)
 }
 
 #undef NATSLM_WGMMA_8
+
+// Four 8 x 8 matrices of bfloat16 from shared memory; lane 8 m + r names row r of matrix m. Lane l
+// gets columns 2 (l % 4) + {0, 1} of row l / 4 of each.
+__device__ inline void load_matrices(uint32_t (&to)[4], uint32_t row_address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(row_address)
+               : "memory");
+}
 
 // ---- Registers: a warpgroup gives some back or takes some (a multiple of 8, all four warps). ----
 

@@ -27,33 +27,47 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return function;
 }
 
+CUtensorMap encode(const void* base, CUtensorMapDataType type, int rank, const cuuint64_t* sizes,
+                   const cuuint64_t* strides, const cuuint32_t* boxes, CUtensorMapSwizzle swizzle) {
+  constexpr cuuint32_t kSteps[kMaxAxes] = {1, 1, 1, 1, 1};
+  CUtensorMap map{};
+  const CUresult result =
+      encoder()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(base), sizes, strides,
+                boxes, kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  NATSLM_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with CUresult ",
+               static_cast<int>(result), " (rank ", rank, ", innermost size ", sizes[0],
+               ", first stride ", strides[0], " bytes)");
+  return map;
+}
+
 }  // namespace
 
 CUtensorMap make_tensor_map(const void* base, std::initializer_list<MapAxis> axes) {
   NATSLM_ASSERT(axes.size() >= 2 && axes.size() <= kMaxAxes);
   cuuint64_t sizes[kMaxAxes] = {}, strides[kMaxAxes - 1] = {};
-  cuuint32_t boxes[kMaxAxes] = {}, steps[kMaxAxes] = {};
+  cuuint32_t boxes[kMaxAxes] = {};
   int rank = 0;
   for (const MapAxis& axis : axes) {
     sizes[rank] = static_cast<cuuint64_t>(axis.size);
     boxes[rank] = static_cast<cuuint32_t>(axis.box);
-    steps[rank] = 1;
     if (rank > 0) {
       strides[rank - 1] =
           static_cast<cuuint64_t>(axis.size > 1 ? axis.stride * kElementBytes : kStrideUnit);
     }
     ++rank;
   }
-  CUtensorMap map{};
-  const CUresult result =
-      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(rank),
-                const_cast<void*>(base), sizes, strides, boxes, steps,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  NATSLM_CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed with CUresult ",
-               static_cast<int>(result), " (rank ", rank, ", innermost size ", sizes[0],
-               ", first stride ", strides[0], " bytes)");
-  return map;
+  return encode(base, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, sizes, strides, boxes,
+                CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+CUtensorMap make_row_map(const float* base, int64_t size, int64_t rows, int64_t stride,
+                         int32_t box) {
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(size), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * sizeof(float)};
+  const cuuint32_t boxes[] = {static_cast<cuuint32_t>(box), 1};
+  return encode(base, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, sizes, strides, boxes,
+                CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 }  // namespace natslm::kernels::sm90

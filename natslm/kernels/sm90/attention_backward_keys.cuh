@@ -1,0 +1,321 @@
+// Gradients of keys and values on Hopper, over the pairs that are visible; in position order also
+// the role sums, since scores and differences are at hand.
+//
+// A warpgroup owns 64 keys, whose gradients stay in its registers. For each tile of queries:
+// S = K Q^T and dP = V dout^T, then dv += P dout and dk += dS Q with P and dS as left operands in
+// registers. The scores of the next tile are issued behind the gradients of this one, so that the
+// tensor cores have work while exponentials are computed.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "natslm/kernels/sm90/attention_backward_stream.cuh"
+
+namespace natslm::kernels::sm90 {
+
+template <int kHeadDim_, bool kRoleSums_>
+struct KeyGradientConfig {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kRoleSums = kRoleSums_;
+  static constexpr bool kKeysByStage = false;
+  static constexpr int kHalves = kHeadDim / kSwizzleColumns;
+  // In a thread: kHeadDim for the gradients, 2 x 32 for scores and differences, 2 x 16 for P and
+  // dS.
+  static constexpr int kConsumers = 2;
+  static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
+  static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
+  static constexpr int kProducerRegisters = 32, kConsumerRegisters = 240;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
+
+  using KeyTiles = __nv_bfloat16[kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns];
+  struct alignas(kSwizzleBytes) Shared {
+    KeyTiles k, v;
+    QueryStage<kHeadDim> stage[kStages];
+    alignas(128) RowTerms terms[kStages][kTileQueries];
+    KeyTable<kConsumers> table[kTables];
+    uint64_t full[kStages], empty[kStages];
+    uint64_t full_table[kTables], empty_table[kTables];
+    uint64_t full_keys, empty_keys;
+  };
+  static_assert(sizeof(Shared) <= 227 * 1024, "what a block can have on compute capability 9.0");
+};
+
+// pairs = rows * columns^T over the channels: rows the warpgroup's [64][D], columns a tile's; one
+// group of multiplications.
+template <int kHeadDim>
+__device__ inline void start_pairs(PairRegisters& pairs, uint64_t rows, uint64_t columns) {
+  constexpr uint32_t kHalfBytes = sizeof(QueryStage<kHeadDim>::q[0]);
+  static_assert(kWarpgroupKeys == kTileQueries, "halves of both are as large");
+  wgmma_begin();
+#pragma unroll
+  for (int step = 0; step < kHeadDim / 16; ++step) {
+    const uint32_t offset = step / 4 * kHalfBytes + step % 4 * 32;
+    wgmma_m64n64k16(pairs, advance(rows, offset), advance(columns, offset), step > 0);
+  }
+  wgmma_commit();
+}
+
+// gradient += weights * rows of a tile; not committed.
+template <int kHeadDim>
+__device__ inline void add_rows(float (&gradient)[kHeadDim / 2],
+                                const uint32_t (&weights)[kPairsOfThread / 2], uint64_t rows) {
+  wgmma_begin();
+#pragma unroll
+  for (int step = 0; step < kTileQueries / 16; ++step) {
+    const uint64_t from = advance(rows, step * 16 * kSwizzleColumns * 2);
+    if constexpr (kHeadDim == 64) {
+      wgmma_m64n64k16(gradient, weights + 4 * step, from);
+    } else {
+      wgmma_m64n128k16(gradient, weights + 4 * step, from);
+    }
+  }
+}
+
+template <class Config>
+struct KeyGradientConsumer {
+  using Shared = typename Config::Shared;
+  static constexpr int kHeadDim = Config::kHeadDim;
+  using Gradient = float[kHeadDim / 2];
+  using Table = KeyTable<Config::kConsumers>;
+
+  const KeyParallelArguments& a;
+  Shared& shared;
+  const int32_t warpgroup;
+  QueryWalk<Config::kStages> walk;
+  RingPosition<kTables> table_ring;
+  uint32_t keys_parity = 0;
+  RoleSums sums;
+
+  __device__ KeyGradientConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
+      : a(arguments), shared(s), warpgroup(group) {}
+
+  // Number of the first of the thread's two keys, 8 apart, among the block's.
+  __device__ int32_t first_key() const {
+    const int32_t thread = threadIdx.x % kWarpgroupThreads;
+    return warpgroup * kWarpgroupKeys + thread / 32 * 16 + thread % 32 / 4;
+  }
+
+  // A tile that is being worked on.
+  struct Now {
+    int32_t stage;
+    int32_t q0;
+    Tile visibility;
+  };
+
+  // Waits for the next tile in which the warpgroup's keys have a part, and hands the others back.
+  __device__ bool next_tile(const Table& table, Now& now) {
+    const KeyBounds& bounds = table.bounds[warpgroup];
+    for (; !walk.done(); walk.advance()) {
+      now.stage = walk.ring.stage;
+      barrier_wait(shared.full[now.stage], walk.ring.parity);
+      now.q0 = walk.first_query();
+      now.visibility = visibility_of(bounds, now.q0);
+      if (now.visibility != Tile::kDead ||
+          (Config::kRoleSums && adds_to_role_sums(bounds, now.q0))) {
+        walk.advance();
+        return true;
+      }
+      __syncwarp();
+      hand_back(shared.empty[now.stage]);
+    }
+    return false;
+  }
+
+  __device__ void start_scores(PairRegisters& pairs, const Now& now) {
+    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.k[warpgroup][0]),
+                          matrix_descriptor(shared.stage[now.stage].q[0]));
+  }
+  __device__ void start_differences(PairRegisters& pairs, const Now& now) {
+    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.v[warpgroup][0]),
+                          matrix_descriptor(shared.stage[now.stage].dout[0]));
+  }
+
+  // Pairs that are not visible become 0. (A product with 0 would not do: a hidden pair's factor may
+  // be infinite.)
+  __device__ void hide(PairRegisters& pairs, const Table& table, int32_t q0) const {
+    const int32_t shift = q0 + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int32_t key = first_key() + 8 * row;
+      const int32_t first_seen = table.position[key] - shift, last_seen = table.last[key] - shift;
+#pragma unroll
+      for (int i = 2 * row; i < kPairsOfThread; i += 4) {
+#pragma unroll
+        for (int x = i; x < i + 2; ++x) {
+          if (!visible(query_of(x), first_seen, last_seen)) pairs[x] = 0;
+        }
+      }
+    }
+  }
+
+  __device__ static void round_pairs(uint32_t (&to)[kPairsOfThread / 2],
+                                     const PairRegisters& from) {
+#pragma unroll
+    for (int i = 0; i < kPairsOfThread / 2; ++i) {
+      to[i] = pack_bfloat16(from[2 * i], from[2 * i + 1]);
+    }
+  }
+
+  __device__ void gather(const Table& table, Gradient& dk, Gradient& dv) {
+    Now now;
+    if (!next_tile(table, now)) {
+      hand_back(shared.empty_keys);
+      return;
+    }
+    PairRegisters factor, difference;
+    uint32_t weights[kPairsOfThread / 2], products[kPairsOfThread / 2];
+    fence_registers(dk);
+    fence_registers(dv);
+    start_scores(factor, now);
+    int32_t before = -1;  // stage of the tile before, whose products may not be finished
+    for (;;) {
+      const bool seen = !Config::kRoleSums || now.visibility != Tile::kDead;
+      const bool test = now.visibility == Tile::kPartial;
+      const auto& terms = shared.terms[now.stage];
+      wgmma_wait<1>();  // all but the scores: weights and products before are free
+      if (before >= 0) hand_back(shared.empty[before]);
+      start_differences(difference, now);
+      wgmma_wait<1>();  // the scores
+      fence_registers(factor);
+      for_each_pair(terms, [&](int i, int, RowTerms of) {
+        factor[i] = exp2_fast(fmaf(factor[i], a.scale_log2, -of.lse));
+      });
+      if (Config::kRoleSums) {
+        // Role sums want the factors of hidden pairs, too.
+        PairRegisters shown;
+#pragma unroll
+        for (int i = 0; i < kPairsOfThread; ++i) shown[i] = factor[i];
+        if (test) hide(shown, table, now.q0);
+        round_pairs(weights, shown);
+      } else {
+        if (test) hide(factor, table, now.q0);
+        round_pairs(weights, factor);
+      }
+      if (seen) {
+        add_rows<kHeadDim>(
+            dv, weights,
+            matrix_descriptor(shared.stage[now.stage].dout[0], sizeof(shared.k[0][0])));
+      }
+      wgmma_commit();
+
+      wgmma_wait<1>();  // the differences
+      fence_registers(difference);
+      for_each_pair(terms, [&](int i, int, RowTerms of) { difference[i] -= of.delta; });
+      if (Config::kRoleSums) {
+        sums.add(now.q0, [&](int i) { return fminf(factor[i], a.limit) * difference[i]; });
+      }
+#pragma unroll
+      for (int i = 0; i < kPairsOfThread; ++i) difference[i] *= factor[i];
+      if (Config::kRoleSums && test) hide(difference, table, now.q0);
+      round_pairs(products, difference);
+      if (seen) {
+        add_rows<kHeadDim>(dk, products,
+                           matrix_descriptor(shared.stage[now.stage].q[0], sizeof(shared.k[0][0])));
+      }
+      wgmma_commit();
+
+      before = now.stage;
+      if (!next_tile(table, now)) break;
+      start_scores(factor, now);
+    }
+    __syncwarp();
+    hand_back(shared.empty_keys);
+    wgmma_wait<0>();
+    hand_back(shared.empty[before]);
+  }
+
+  // 16 bytes a thread: four threads write 64 bytes of a row.
+  __device__ void store(const Table& table, __nv_bfloat16* to, const Strides& stride,
+                        const Gradient& gradient, float factor) const {
+    const int32_t lane_in_row = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t position = table.position[first_key() + 8 * i];
+      const bool exists = position != kNoPosition;
+      __nv_bfloat16* row = to + table.batch * stride.batch + table.kv_head * stride.head +
+                           (exists ? position : 0) * stride.token;
+#pragma unroll
+      for (int block = 0; block < kHeadDim / 8; block += 4) {
+        uint32_t words[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float* pair = gradient + 4 * (block + j) + 2 * i;
+          words[j] = pack_bfloat16(pair[0] * factor, pair[1] * factor);
+        }
+        transpose_quad(words);
+        if (exists) {
+          *reinterpret_cast<uint4*>(row + 8 * (block + lane_in_row)) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+        }
+      }
+    }
+  }
+
+  // Zeros for a span past the length.
+  __device__ void write_zeros(const Table& table) const {
+    constexpr int32_t kChunks = kHeadDim / 8, kThreads = Config::kConsumers * kWarpgroupThreads;
+    const int32_t thread = static_cast<int32_t>(threadIdx.x) - kWarpgroupThreads;
+    const auto at = [&](__nv_bfloat16* to, const Strides& stride, int32_t i) {
+      return reinterpret_cast<uint4*>(to + table.batch * stride.batch +
+                                      table.kv_head * stride.head +
+                                      (table.span.begin + i / kChunks) * stride.token) +
+             i % kChunks;
+    };
+    for (int32_t i = thread; i < (table.span.end - table.span.begin) * kChunks; i += kThreads) {
+      *at(a.dk, a.dk_stride, i) = uint4{};
+      *at(a.dv, a.dv_stride, i) = uint4{};
+    }
+    if (Config::kRoleSums) write_no_role_sums(a, table.span, head_of(table), thread, kThreads);
+  }
+
+  __device__ int64_t head_of(const Table& table) const {
+    return int64_t{table.batch} * a.kv_heads + table.kv_head;
+  }
+
+  __device__ void do_block(const Table& table) {
+    if (table.span.past_length) return write_zeros(table);
+    if (Config::kRoleSums) sums.start(table, first_key());
+    walk.start(table.tiles, a.group);
+    Gradient dk = {}, dv = {};
+    if (!walk.done()) {
+      // Also by a warpgroup without tiles: it must not hand the next block's keys back early.
+      barrier_wait(shared.full_keys, keys_parity);
+      keys_parity ^= 1;
+      gather(table, dk, dv);
+      fence_registers(dk);
+      fence_registers(dv);
+    }
+    store(table, a.dk, a.dk_stride, dk, a.scale);
+    store(table, a.dv, a.dv_stride, dv, 1);
+    if (Config::kRoleSums) sums.write(a, head_of(table));
+  }
+
+  __device__ void run() {
+    for (;; table_ring.advance()) {
+      const int32_t t = table_ring.stage;
+      barrier_wait(shared.full_table[t], table_ring.parity);
+      if (shared.table[t].batch < 0) return;
+      do_block(shared.table[t]);
+      __syncwarp();
+      hand_back(shared.empty_table[t]);
+    }
+  }
+};
+
+template <int kHeadDim>
+int32_t keys_of_key_gradient() {
+  return KeyTable<KeyGradientConfig<kHeadDim, false>::kConsumers>::kKeys;
+}
+
+template <int kHeadDim>
+void launch_key_gradient(const KeyParallelArguments& arguments, int multiprocessors,
+                         CUstream_st* stream) {
+  if (arguments.horizon_count > 0) {
+    launch_key_parallel<KeyGradientConfig<kHeadDim, true>, KeyGradientConsumer>(
+        arguments, multiprocessors, stream);
+  } else {
+    launch_key_parallel<KeyGradientConfig<kHeadDim, false>, KeyGradientConsumer>(
+        arguments, multiprocessors, stream);
+  }
+}
+
+}  // namespace natslm::kernels::sm90
