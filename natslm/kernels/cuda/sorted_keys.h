@@ -25,8 +25,14 @@ struct KeyRun {
 struct PlanShape {
   int32_t batch, kv_heads, tokens, head_dim;
   int32_t tile_queries;
-  int32_t tiles() const { return (tokens + tile_queries - 1) / tile_queries; }
-  int64_t work_items() const { return int64_t{batch} * kv_heads * tiles(); }
+  constexpr int32_t tiles() const { return (tokens + tile_queries - 1) / tile_queries; }
+  constexpr int64_t work_items() const { return int64_t{batch} * kv_heads * tiles(); }
+};
+
+// What sorting the work list needs while it runs.
+struct WorkScratch {
+  uint16_t* bucket;  // [work_items]
+  uint32_t* counts;  // [chunks, kWorkBuckets] of key_runs.h
 };
 
 // Views into a workspace; all device memory.
@@ -36,7 +42,9 @@ struct SortedKeys {
   int32_t* position;  // [B, Hkv, T] of the key at place s; kMaxPosition past a length
   int32_t* last;      // [B, Hkv, T] likewise; -1 past a length
   KeyRun* runs;       // [B, Hkv, tiles, KeyOrder::kSegments]; empty (all 0) past a length
-  int32_t* work;      // [work_items] (b * Hkv + h) * tiles + tile, most keys first; ties by number
+  int32_t* work;      // [work_items] (b * Hkv + h) * tiles + tile, most keys first (in
+                      // buckets, key_runs.h); ties by number
+  WorkScratch scratch;
 };
 size_t sorted_keys_bytes(const PlanShape& shape);
 // Places the views at the start of `workspace` (256-byte aligned).
@@ -52,6 +60,7 @@ struct PositionBounds {
   int32_t* min_last;  // [B, Hkv, ceil(T / kBoundKeys)] over the keys of a tile below the length;
   int32_t* max_last;  // likewise; an empty tile has min_last = kForever, max_last = -1
   int32_t* work;      // [work_items] as above, by the number of key tiles that are not dead
+  WorkScratch scratch;
 };
 size_t position_bounds_bytes(const PlanShape& shape);
 PositionBounds position_bounds_in(void* workspace, const PlanShape& shape);
