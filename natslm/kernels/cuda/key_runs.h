@@ -10,35 +10,47 @@
 
 namespace natslm::kernels::cuda {
 
-// For each n: moves place[n] to the first place of [place[n], end[n]) whose value is at least
-// threshold[n], or to end[n]; values[n] must ascend there. All searches advance together, so that
-// on the device their loads are in flight at the same time.
-template <int kCount>
-NATSLM_HD constexpr void lower_bounds(const int32_t* const (&values)[kCount],
-                                      const int32_t (&threshold)[kCount],
-                                      const int32_t (&end)[kCount], int32_t (&place)[kCount]) {
-  uint32_t longest = 0;
-  for (int n = 0; n < kCount; ++n) {
-    const auto size = static_cast<uint32_t>(end[n] - place[n]);
-    longest = size > longest ? size : longest;
+// A search for the first place of [begin, end) whose value is at least `threshold` (end if there is
+// none); the values ascend there.
+struct Search {
+  const int32_t* values;
+  int32_t threshold, begin, end;
+};
+
+NATSLM_HD constexpr int32_t first_place(const Search& search) {
+  int32_t begin = search.begin, count = search.end - search.begin;
+  while (count > 0) {
+    const int32_t half = count / 2;
+    const bool beyond = search.values[begin + half] < search.threshold;
+    begin = beyond ? begin + half + 1 : begin;
+    count = beyond ? count - half - 1 : half;
   }
-  uint32_t step = 1;
-  while (step <= longest / 2) step *= 2;
-  for (; step > 0 && longest > 0; step /= 2) {
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
-    for (int n = 0; n < kCount; ++n) {
-      const uint32_t probe = static_cast<uint32_t>(place[n]) + step;
-      if (probe <= static_cast<uint32_t>(end[n]) && values[n][probe - 1] < threshold[n]) {
-        place[n] = static_cast<int32_t>(probe);
-      }
-    }
-  }
+  return begin;
 }
 
-// The run of a segment from the places where its bounds were found, which may overlap: keys that
-// have died before the tile can reach beyond the diagonal.
+// The four bounds of a run, in the order of KeyRun's members.
+inline constexpr int kRunBounds = 4;
+
+// What finds a bound of the run of queries [q0, q1] in a segment of the order of one (sequence, KV
+// head); position and last are those of the key at each place, ends and reach KeyOrder's.
+NATSLM_HD constexpr Search run_search(int segment, int bound, const int32_t* position,
+                                      const int32_t* last, const int32_t* ends, int32_t reach,
+                                      int32_t q0, int32_t q1) {
+  const int32_t begin = segment == 0 ? 0 : ends[segment - 1], end = ends[segment];
+  const Search past_the_diagonal = {position, q1 + 1, begin, end};
+  if (segment == KeyOrder::kSegments - 1) {
+    // Dead for q0 if even the longest life in reach is too short. Lifetimes inside the reach
+    // differ, so no key is known to be read by every query: the full part is empty.
+    return bound == 0 ? Search{position, q0 - reach, begin, end} : past_the_diagonal;
+  }
+  // `last` never falls: alive for q0 from some place on, for q1 from a later one.
+  if (bound == 0) return {last, q0, begin, end};
+  if (bound == 1) return {last, q1, begin, end};
+  return bound == 2 ? Search{position, q0 + 1, begin, end} : past_the_diagonal;
+}
+
+// The run from the places that were found, which may overlap: where all keys up to the diagonal
+// have died, the living begin beyond it.
 NATSLM_HD constexpr KeyRun ordered_run(int32_t begin, int32_t full_begin, int32_t full_end,
                                        int32_t end) {
   const auto clamp = [](int32_t x, int32_t low, int32_t high) {
@@ -47,27 +59,6 @@ NATSLM_HD constexpr KeyRun ordered_run(int32_t begin, int32_t full_begin, int32_
   const int32_t first = begin < end ? begin : end;
   const int32_t full = clamp(full_begin, first, end);
   return {first, full, clamp(full_end, full, end), end};
-}
-
-// The runs of queries [q0, q1] in the order of one (sequence, KV head): position and last of the
-// key at each place, and what KeyOrder says of the segments.
-NATSLM_HD constexpr void find_runs(const int32_t* position, const int32_t* last,
-                                   const int32_t* ends, int32_t reach, int32_t q0, int32_t q1,
-                                   KeyRun (&runs)[KeyOrder::kSegments]) {
-  // In a segment whose `last` never falls, keys are alive for q0 from some place on and alive for
-  // q1 from a later one; they are past the diagonal of q0 from some place on, and of q1 from a
-  // later one. In the segment of reach a key is dead for q0 if even its longest life was too short.
-  const int32_t e0 = ends[0], e1 = ends[1], e2 = ends[2];
-  const int32_t* const values[] = {last, last,     position, position, last,
-                                   last, position, position, position, position};
-  const int32_t threshold[] = {q0, q1, q0 + 1, q1 + 1, q0, q1, q0 + 1, q1 + 1, q0 - reach, q1 + 1};
-  const int32_t end[] = {e0, e0, e0, e0, e1, e1, e1, e1, e2, e2};
-  int32_t place[] = {0, 0, 0, 0, e0, e0, e0, e0, e1, e1};
-  lower_bounds(values, threshold, end, place);
-  runs[0] = ordered_run(place[0], place[1], place[2], place[3]);
-  runs[1] = ordered_run(place[4], place[5], place[6], place[7]);
-  // Lifetimes inside the reach differ: no key is known to be read by every query.
-  runs[2] = ordered_run(place[8], place[9], place[9], place[9]);
 }
 
 // Work is handed out by the number of keys a tile reads, in buckets of `kWorkBucketKeys` keys or

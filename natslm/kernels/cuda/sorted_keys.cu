@@ -155,17 +155,6 @@ __global__ void __launch_bounds__(kGatherThreads) gather(const Gather p) {
   }
 }
 
-// Called by whole warps whose lanes hold consecutive items; lanes without one pass `none`.
-__device__ void count_bucket(const WorkScratch& scratch, int32_t items_per_chunk, int64_t item,
-                             int32_t bucket, int32_t none) {
-  const unsigned same = __match_any_sync(kAllLanes, bucket);
-  const int lane = threadIdx.x % kWarp;
-  if (bucket != none && lane == __ffs(same) - 1) {
-    const auto chunk = static_cast<int32_t>(item / items_per_chunk);
-    atomicAdd(scratch.counts + int64_t{chunk} * kWorkBuckets + bucket, __popc(same));
-  }
-}
-
 struct FindRuns {
   PlanShape shape;
   const int32_t *lengths, *ends;
@@ -174,33 +163,58 @@ struct FindRuns {
   int32_t items, items_per_chunk;
 };
 
-// Small blocks: one thread a tile makes few threads, and their loads are scattered.
-constexpr int kRunThreads = 64;
+constexpr int kRunThreads = 256;
+constexpr int kRunLanes = 16;  // a lane a bound of a run, four idle: latency counts here
+constexpr int kRunTiles = kRunThreads / kRunLanes;
+static_assert(KeyOrder::kSegments * kRunBounds <= kRunLanes);
+static_assert(kWorkSlice % kRunTiles == 0, "a block's tiles must lie in one chunk of work items");
 
 __global__ void __launch_bounds__(kRunThreads) find_all_runs(const FindRuns p) {
-  const int32_t item = blockIdx.x * kRunThreads + threadIdx.x;
-  int32_t bucket = kWorkBuckets;
-  if (item < p.items) {
-    const int32_t tiles = p.shape.tiles(), row = item / tiles, tile = item % tiles;
+  __shared__ int32_t bucket_of[kRunTiles];
+  const int lane = threadIdx.x % kRunLanes;
+  const int segment = lane / kRunBounds, bound = lane % kRunBounds;
+  const int32_t item = blockIdx.x * kRunTiles + threadIdx.x / kRunLanes;
+  const int32_t tiles = p.shape.tiles(), row = item / tiles, tile = item % tiles;
+
+  int32_t place = 0;
+  const bool has_bound = item < p.items && segment < KeyOrder::kSegments;
+  if (has_bound) {
     const TileQueries queries =
         queries_of(p.shape, tile, length_of(p.lengths, row / p.shape.kv_heads, p.shape.tokens));
-    KeyRun runs[KeyOrder::kSegments] = {};
     if (queries.first <= queries.last) {
       const int64_t base = int64_t{row} * p.shape.tokens;
-      find_runs(p.to.position + base, p.to.last + base, p.ends + row * KeyOrder::kSegments, p.reach,
-                queries.first, queries.last, runs);
+      place = first_place(run_search(segment, bound, p.to.position + base, p.to.last + base,
+                                     p.ends + row * KeyOrder::kSegments, p.reach, queries.first,
+                                     queries.last));
     }
-    int32_t keys = 0;
-    auto* out = reinterpret_cast<int4*>(p.to.runs) + int64_t{item} * KeyOrder::kSegments;
-#pragma unroll
-    for (int s = 0; s < KeyOrder::kSegments; ++s) {
-      out[s] = make_int4(runs[s].begin, runs[s].full_begin, runs[s].full_end, runs[s].end);
-      keys += runs[s].end - runs[s].begin;
-    }
-    bucket = work_bucket(keys, p.shape.tokens);
-    p.to.scratch.bucket[item] = static_cast<uint16_t>(bucket);
   }
-  count_bucket(p.to.scratch, p.items_per_chunk, item, bucket, kWorkBuckets);
+  const KeyRun run = ordered_run(
+      __shfl_sync(kAllLanes, place, 0, kRunBounds), __shfl_sync(kAllLanes, place, 1, kRunBounds),
+      __shfl_sync(kAllLanes, place, 2, kRunBounds), __shfl_sync(kAllLanes, place, 3, kRunBounds));
+  if (has_bound && bound == 0) {
+    reinterpret_cast<int4*>(p.to.runs)[int64_t{item} * KeyOrder::kSegments + segment] =
+        make_int4(run.begin, run.full_begin, run.full_end, run.end);
+  }
+  int32_t keys = run.end - run.begin;  // 0 in the idle lanes
+  keys += __shfl_xor_sync(kAllLanes, keys, kRunBounds);
+  keys += __shfl_xor_sync(kAllLanes, keys, 2 * kRunBounds);
+  if (lane == 0) {
+    const bool has_item = item < p.items;
+    const int32_t bucket = has_item ? work_bucket(keys, p.shape.tokens) : kWorkBuckets;
+    bucket_of[threadIdx.x / kRunLanes] = bucket;
+    if (has_item) p.to.scratch.bucket[item] = static_cast<uint16_t>(bucket);
+  }
+  __syncthreads();
+  // Neighbours mostly share a bucket: one addition for all of them.
+  if (threadIdx.x < kRunTiles) {
+    constexpr unsigned kLanes = (1u << kRunTiles) - 1;
+    const int32_t bucket = bucket_of[threadIdx.x];
+    const unsigned same = __match_any_sync(kLanes, bucket);
+    if (bucket < kWorkBuckets && threadIdx.x == __ffs(same) - 1) {
+      const int32_t chunk = blockIdx.x * kRunTiles / p.items_per_chunk;
+      atomicAdd(p.to.scratch.counts + int64_t{chunk} * kWorkBuckets + bucket, __popc(same));
+    }
+  }
 }
 
 struct BoundKeys {
@@ -431,7 +445,7 @@ void launch_sort_keys(const PlanShape& shape, const void* k, Strides k_stride, c
                     to,
                     chunks.chunks};
   shape.head_dim == 64 ? launch_gather<64>(p, stream) : launch_gather<128>(p, stream);
-  find_all_runs<<<blocks_for(items, kRunThreads), kRunThreads, 0, stream>>>(
+  find_all_runs<<<blocks_for(items, kRunTiles), kRunThreads, 0, stream>>>(
       {shape, lengths, order.ends, order.reach, to, static_cast<int32_t>(items), chunks.items});
   NATSLM_CUDA(cudaGetLastError());
   launch_order_work(to.scratch, items, to.work, stream);
