@@ -10,70 +10,39 @@
 #include "natslm/base/lifetime.h"
 #include "natslm/roles/gumbel.h"
 #include "natslm/roles/lifetimes.h"
+#include "natslm/roles/role_choice.h"
 
 namespace natslm::roles {
 namespace {
-
-using Triple = std::array<float, kRoles>;
 
 int32_t length_of(const int32_t* lengths, int32_t b, int32_t tokens) {
   return lengths ? lengths[b] : tokens;
 }
 
-// Means of the chunk's logits.
-Triple chunk_logits(const Assignment& p, int32_t b, int32_t head, int32_t chunk) {
-  const int32_t c = p.options.chunk;
-  const float* row = p.logits + b * p.logits_batch_stride +
-                     int64_t{chunk} * c * p.logits_token_stride + kRoles * head;
-  Triple sum = {row[0], row[1], row[2]};
-  if (c == 1) return sum;
-  for (int32_t t = 1; t < c; ++t) {
-    row += p.logits_token_stride;
-    for (int role = 0; role < kRoles; ++role) sum[role] += row[role];
-  }
-  for (float& x : sum) x /= static_cast<float>(c);
-  return sum;
-}
-
-// Softmax over the allowed roles, 0 for the others.
-Triple softmax(const Triple& scores, RoleSet set) {
-  float top = scores[kGlobal];
-  if (allows(set, kLocal)) top = std::max(top, scores[kLocal]);
-  if (allows(set, kSliding)) top = std::max(top, scores[kSliding]);
-  Triple p = {};
-  float sum = 0;
-  for (const Role role : {kGlobal, kLocal, kSliding}) {
-    if (!allows(set, role)) continue;
-    p[role] = std::exp(scores[role] - top);
-    sum += p[role];
-  }
-  for (float& x : p) x /= sum;
-  return p;
-}
-
 // Roles of the chunks of one (sequence, head): those used, and the argmax ones at bias 0.
 void choose_roles(const Assignment& p, NoiseKey key, int32_t b, int32_t head, int32_t chunks,
                   std::vector<int8_t>& used, std::vector<int8_t>& plain) {
+  const int32_t c = p.options.chunk;
   const float bias = p.bias ? p.bias[b] : 0.0f;
   const int64_t sequence = p.sequences ? p.sequences[b] : b;
   const int64_t row = int64_t{b} * p.kv_heads + head;
-  float* soft = p.sample && p.soft ? p.soft + row * (p.tokens / p.options.chunk) * kRoles : nullptr;
+  float* soft = p.sample && p.soft ? p.soft + row * (p.tokens / c) * kRoles : nullptr;
   for (int32_t chunk = 0; chunk < chunks; ++chunk) {
-    Triple scores = chunk_logits(p, b, head, chunk);
-    plain[chunk] = best_role(scores.data(), p.options.set);
-    if (!p.sample) {
-      used[chunk] = best_role(scores.data(), p.options.set, bias);
-      continue;
-    }
-    const Triple noise = gumbel_noise(key, p.first_head + head, sequence, chunk * p.options.chunk);
-    scores[kSliding] += bias;
-    for (int role = 0; role < kRoles; ++role) scores[role] += noise[role];
-    used[chunk] = best_role(scores.data(), p.options.set);
+    const Triple logits = chunk_logits(
+        p.logits, p.logits_dtype,
+        b * p.logits_batch_stride + int64_t{chunk} * c * p.logits_token_stride + kRoles * head,
+        p.logits_token_stride, c);
+    const RoleChoice choice =
+        p.sample ? sample_role(logits, p.options.set, bias,
+                               gumbel_noise(key, p.first_head + head, sequence, chunk * c))
+                 : choose_role(logits, p.options.set, bias);
+    used[chunk] = choice.used;
+    plain[chunk] = choice.plain;
     if (!soft) continue;
-    const Triple probabilities = chunk == 0 ? Triple{} : softmax(scores, p.options.set);
+    const Triple probabilities = chunk == 0 ? Triple{} : softmax(choice.scores, p.options.set);
     std::copy(probabilities.begin(), probabilities.end(), soft + int64_t{chunk} * kRoles);
   }
-  if (soft) std::fill(soft + chunks * kRoles, soft + p.tokens / p.options.chunk * kRoles, 0.0f);
+  if (soft) std::fill(soft + chunks * kRoles, soft + p.tokens / c * kRoles, 0.0f);
   if (chunks > 0) used[0] = plain[0] = kGlobal;
 }
 
@@ -129,6 +98,12 @@ void assign(const Assignment& p) {
     }
     std::fill(p.last + first + length, p.last + first + p.tokens, -1);
     write_lifetimes(used, length, p.options, rows);
+    if (p.order) {
+      constexpr int kSegments = kernels::KeyOrder::kSegments;
+      write_key_order(rows.last, key_reach(p.options),
+                      {p.order + first, static_cast<size_t>(length)},
+                      {p.ends + row * kSegments, kSegments});
+    }
 
     for (int32_t t = 0; t < p.tokens; ++t) {
       p.roles[first + t] = t < chunks * c ? used[t / c] : int8_t{kGlobal};

@@ -9,10 +9,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <string_view>
 
+#include "natslm/base/dtype.h"
 #include "natslm/base/parallel.h"
 #include "natslm/roles/roles.h"
+
+struct CUstream_st;
 
 namespace natslm::roles {
 
@@ -24,7 +29,8 @@ struct Assignment {
   int32_t batch = 0, kv_heads = 0, tokens = 0;  // B, Hkv, T
   Options options;                              // a set other than dense
 
-  const float* logits = nullptr;  // [B, T, kRoles * Hkv], last axis contiguous
+  const void* logits = nullptr;          // [B, T, kRoles * Hkv], last axis contiguous
+  DType logits_dtype = DType::kFloat32;  // widened, so that both types give the same roles
   int64_t logits_batch_stride = 0, logits_token_stride = 0;
   const int32_t* lengths = nullptr;  // [B] or null: all T
   const float* bias = nullptr;       // [B] added to the Sliding logits, or null: 0
@@ -43,7 +49,17 @@ struct Assignment {
   float* soft = nullptr;        // [B, Hkv, T / c, kRoles] softmax(logits + noise); 0 for
                                 // chunks without a gradient. Written only if sampling
   float* shares = nullptr;      // [B, Hkv, kShares]; 1 where the length is 0
-  ParallelFor parallel;
+
+  // The keys in kernels::KeyOrder (attention_forward.h) of key_reach(options), or null: not wanted.
+  int32_t* order = nullptr;  // [B, Hkv, T]; not written past a length
+  int32_t* ends = nullptr;   // [B, Hkv, KeyOrder::kSegments]
+
+  ParallelFor parallel;  // CPU
+
+  // GPU: all pointers are to device memory, and nothing waits for the device.
+  const int64_t* device_step = nullptr;  // read instead of `step`, each time the kernels run: a
+                                         // replayed graph draws the noise of the current step
+  void* workspace = nullptr;             // cuda::workspace_bytes(p) bytes, 256-byte aligned
 };
 
 // The result does not depend on the number of workers.
@@ -59,11 +75,23 @@ struct AssignmentGradient {
   const float* donehot = nullptr;  // [B, Hkv, T, kRoles] with the strides below, or null: 0
   int64_t batch_stride = 0, head_stride = 0, token_stride = 0, role_stride = 0;
   double dprice = 0;  // gradient of the mean of shares[..., kPairs] over B and Hkv
+  const float* device_dprice = nullptr;  // GPU: in device memory, instead of dprice; null: dprice
 
   float* dlogits = nullptr;  // [B, T, kRoles * Hkv] contiguous
   ParallelFor parallel;
 };
 
 void assign_backward(const AssignmentGradient&);
+
+// The same on a GPU of compute capability 8.0 and up: roles, lifetimes, horizons, one-hots, order,
+// pairs and KV at end bit for bit those of the CPU from the same logits; `soft`, `kv_mean` and the
+// gradient within rounding. Two runs agree bit for bit. Lengths outside 0..T count as the nearest
+// of the two. A build without CUDA has these too; why_not says so.
+namespace cuda {
+std::string_view why_not(const Assignment&);  // "" means supported
+size_t workspace_bytes(const Assignment&);
+void assign(const Assignment&, CUstream_st* stream);
+void assign_backward(const AssignmentGradient&, CUstream_st* stream);
+}  // namespace cuda
 
 }  // namespace natslm::roles

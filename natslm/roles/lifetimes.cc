@@ -9,12 +9,6 @@
 namespace natslm::roles {
 namespace {
 
-// For ever, too, if the sum is no position.
-int32_t plus_window(int32_t position, int32_t window) {
-  const int64_t sum = int64_t{position} + window;
-  return sum > kMaxPosition ? kForever : static_cast<int32_t>(sum);
-}
-
 void fill(std::span<int32_t> row, int32_t begin, int32_t end, int32_t value) {
   if (!row.empty()) std::fill(row.begin() + begin, row.begin() + end, value);
 }
@@ -31,11 +25,23 @@ void write_lifetimes(std::span<const int8_t> roles, int32_t length, const Option
   int32_t next_global = kForever;  // last token of the next Global chunk
   for (int32_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int32_t begin = chunk * c, end = begin + c;
-    const int32_t horizon[kRoles] = {kForever, next_global, plus_window(end - 1, options.window)};
+    const int32_t horizon[kRoles] = {kForever, next_global, window_end(end - 1, options.window)};
     const int8_t role = chunk == 0 ? int8_t{kGlobal} : roles[chunk];
     fill(out.last, begin, end, horizon[role]);
     for (int t = 0; t < kRoles; ++t) fill(out.horizon[t], begin, end, horizon[t]);
     if (role == kGlobal) next_global = end - 1;
+  }
+}
+
+void write_key_order(std::span<const int32_t> last, int32_t reach, std::span<int32_t> order,
+                     std::span<int32_t> ends) {
+  const auto length = static_cast<int32_t>(last.size());
+  int32_t place = 0;
+  for (int segment = 0; segment < kernels::KeyOrder::kSegments; ++segment) {
+    for (int32_t j = 0; j < length; ++j) {
+      if (key_segment(j, last[j], reach) == segment) order[place++] = j;
+    }
+    ends[segment] = place;
   }
 }
 

@@ -1,13 +1,17 @@
-// Roles -> lifetimes of one (sequence, KV head), and what those lifetimes cost.
+// Roles -> lifetimes of one (sequence, KV head), what those lifetimes cost, and the order of the
+// keys in which a query reads them in few runs.
 //
 // With role chunks (c > 1) only complete chunks have a role; the tokens after the last complete one
 // are readable for ever and end no Local. The first chunk is Global whatever its entry says.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <span>
 
+#include "natslm/base/lifetime.h"
+#include "natslm/kernels/attention_forward.h"
 #include "natslm/roles/roles.h"
 
 namespace natslm::roles {
@@ -23,6 +27,27 @@ struct LifetimeRows {
 void write_lifetimes(std::span<const int8_t> roles, int32_t length, const Options& options,
                      const LifetimeRows& out);
 
+// Last reader of a Sliding token whose chunk ends at `final`; for ever, too, if the sum is no
+// position.
+NATSLM_HD constexpr int32_t window_end(int32_t final, int32_t window) {
+  const int64_t sum = int64_t{final} + window;
+  return sum > kMaxPosition ? kForever : static_cast<int32_t>(sum);
+}
+
+// The segments of kernels::KeyOrder: what lives for ever; Locals that outlive the window; window
+// tokens together with the Locals that live no longer, which cost no more there and save runs.
+NATSLM_HD constexpr int32_t key_reach(const Options& options) {
+  const int64_t reach = int64_t{options.window} + options.chunk - 1;
+  return reach > kMaxPosition ? kMaxPosition : static_cast<int32_t>(reach);
+}
+NATSLM_HD constexpr int key_segment(int32_t position, int32_t last, int32_t reach) {
+  return last == kForever ? 0 : last - position > reach ? 1 : 2;
+}
+
+// last [length] as write_lifetimes wrote it -> order [length], ends [KeyOrder::kSegments].
+void write_key_order(std::span<const int32_t> last, int32_t reach, std::span<int32_t> order,
+                     std::span<int32_t> ends);
+
 // The shares of method.md, "Price of memory", for one (sequence, head).
 struct KeyShares {
   double pairs = 1;    // of the causal (query, key) pairs
@@ -36,5 +61,22 @@ KeyShares key_shares(std::span<const int32_t> last, std::span<const double> harm
 
 // Fills harmonic[n] for n = 0 .. size - 1.
 void write_harmonic(std::span<double> harmonic);
+
+// 1 + 1/2 + ... + 1/n without a table, within 2e-12.
+NATSLM_HD inline double harmonic_number(int32_t n) {
+  constexpr double kEuler = 0.57721566490153286;
+  if (n < 16) {
+    double sum = 0;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
+    for (int32_t i = n; i > 0; --i) sum += 1.0 / i;
+    return sum;
+  }
+  // Euler-Maclaurin; the first term left out is 1 / (240 n^8).
+  const double x = 1.0 / n, z = x * x;
+  return std::log(static_cast<double>(n)) + kEuler + x / 2 -
+         z * (1.0 / 12 - z * (1.0 / 120 - z * (1.0 / 252)));
+}
 
 }  // namespace natslm::roles

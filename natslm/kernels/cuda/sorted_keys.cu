@@ -7,6 +7,7 @@
 // the same.
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/base/lifetime.h"
+#include "natslm/kernels/cuda/carver.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_runs.h"
 #include "natslm/kernels/cuda/sorted_keys.h"
@@ -16,23 +17,6 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-// A part of a workspace; parts start at multiples of 256 bytes.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    const size_t at = used_;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 WorkScratch take_scratch(Carver& carver, const PlanShape& shape) {
   const int64_t items = shape.work_items();
