@@ -6,8 +6,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "natslm/kernels/attention_forward.h"
-#include "natslm/ops/current_stream.h"
 #include "natslm/ops/parallel.h"
+#include "natslm/ops/stream.h"
 #include "natslm/roles/assignment.h"
 #include "natslm/roles/lifetimes.h"
 

@@ -98,7 +98,7 @@ void check_tile(const OrderedKeys& keys, int32_t q0, int32_t q1) {
   }
 }
 
-// Every assignment of lifetimes and segments to up to five keys that the contract allows.
+// Every assignment of lifetimes and segments to up to four keys that the contract allows.
 TEST(KeyRuns, HoldEveryVisiblePairOfEverySmallProblem) {
   int64_t problems = 0;
   for (int32_t n = 0; n <= 4; ++n) {

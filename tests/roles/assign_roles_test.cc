@@ -19,6 +19,7 @@
 #include "natslm/ops/attention.h"
 #include "natslm/roles/assignment.h"
 #include "natslm/roles/gumbel.h"
+#include "natslm/roles/lifetimes.h"
 #include "tests/support/method_model.h"
 
 namespace natslm::roles {
@@ -291,6 +292,46 @@ TEST(AssignRoles, TextsShorterThanAChunkAndOfNoTokensAreAllGlobal) {
   EXPECT_TRUE(a.shares.eq(1).all().item<bool>());
   a.price.backward();
   EXPECT_EQ(logits.grad().abs().sum().item<float>(), 0.0f);
+}
+
+TEST(AssignRoles, GivesTheOrderOfTheKeys) {
+  const Tensor logits = random_tensor({2, 60, kRoles * 3}, 15, 2);
+  std::vector<int32_t> lengths = {60, 41};
+  const Options options{.window = 4, .chunk = 2};
+  const AssignedRoles a =
+      assign_roles(logits, options, at::from_blob(lengths.data(), {2}, at::kInt), Noise{});
+  EXPECT_EQ(a.reach, key_reach(options));
+  for (int64_t b = 0; b < 2; ++b) {
+    for (int64_t h = 0; h < 3; ++h) {
+      const std::vector<int32_t> last = to_vector(a.last[b][h].narrow(0, 0, lengths[b]));
+      std::vector<int32_t> order(last.size()), ends(3);
+      write_key_order(last, a.reach, order, ends);
+      EXPECT_EQ(to_vector(a.order[b][h].narrow(0, 0, lengths[b])), order);
+      EXPECT_EQ(to_vector(a.ends[b][h]), ends);
+    }
+  }
+}
+
+TEST(AssignRoles, BFloat16LogitsAreWidenedNotRounded) {
+  const Tensor logits = random_tensor({2, 40, kRoles * 2}, 16, 2).to(at::kBFloat16);
+  const Noise noise{.seed = 3};
+  for (const int32_t chunk : {1, 3}) {
+    const Options options{.window = 3, .chunk = chunk};
+    const AssignedRoles narrow = assign_roles(logits, options, std::nullopt, noise);
+    const AssignedRoles wide = assign_roles(logits.to(at::kFloat), options, std::nullopt, noise);
+    EXPECT_TRUE(at::equal(narrow.roles, wide.roles));
+    EXPECT_TRUE(at::equal(narrow.shares, wide.shares));
+  }
+}
+
+TEST(AssignRoles, AStepInATensorIsReadInsteadOfTheNumber) {
+  const Tensor logits = random_tensor({1, 50, kRoles}, 17);
+  Noise noise{.seed = 3, .step = 8};
+  const AssignedRoles expected = assign_roles(logits, {}, std::nullopt, noise);
+  noise.step = 0;
+  EXPECT_FALSE(at::equal(assign_roles(logits, {}, std::nullopt, noise).roles, expected.roles));
+  noise.device_step = at::full({1}, 8, at::kLong);
+  EXPECT_TRUE(at::equal(assign_roles(logits, {}, std::nullopt, noise).roles, expected.roles));
 }
 
 TEST(AssignRoles, NamesTheArgumentThatDoesNotFit) {

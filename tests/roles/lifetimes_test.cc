@@ -130,6 +130,67 @@ TEST(KeyShares, AreOneForNoTokensAndForAllGlobal) {
   EXPECT_DOUBLE_EQ(key_shares(last, harmonic).kv_mean, 1.0);
 }
 
+// What kernels::KeyOrder promises, of the order of one (sequence, head).
+void check_key_order(const std::vector<int32_t>& last, int32_t reach) {
+  const auto length = static_cast<int32_t>(last.size());
+  std::vector<int32_t> order(length), ends(kernels::KeyOrder::kSegments);
+  write_key_order(last, reach, order, ends);
+  std::vector<int> seen(length);
+  for (const int32_t j : order) ++seen.at(j);
+  ASSERT_EQ(seen, std::vector<int>(length, 1));
+  ASSERT_EQ(ends[2], length);
+  for (int segment = 0; segment < kernels::KeyOrder::kSegments; ++segment) {
+    const int32_t begin = segment == 0 ? 0 : ends[segment - 1];
+    ASSERT_LE(begin, ends[segment]);
+    for (int32_t place = begin; place < ends[segment]; ++place) {
+      const int32_t j = order[place];
+      if (place > begin) {
+        ASSERT_LT(order[place - 1], j);
+        if (segment < 2) {
+          ASSERT_LE(last[order[place - 1]], last[j]);
+        }
+      }
+      if (segment == 2) {
+        ASSERT_LE(int64_t{last[j]}, int64_t{j} + reach);
+      }
+      ASSERT_EQ(segment == 0, last[j] == kForever);
+    }
+  }
+}
+
+TEST(KeyOrder, KeepsItsPromiseForEveryShortText) {
+  for_all_small([](const std::vector<int8_t>& roles, int32_t length, const Options& options) {
+    check_key_order(lifetimes(roles, length, options).last, key_reach(options));
+  });
+}
+
+TEST(KeyOrder, ALocalThatLivesNoLongerThanTheWindowLiesWithTheWindowTokens) {
+  const Options options{.window = 2};
+  //                                            0        1         2        3       4        5
+  const Lifetimes l = lifetimes({kGlobal, kLocal, kLocal, kSliding, kGlobal, kLocal}, 6, options);
+  std::vector<int32_t> order(6), ends(3);
+  write_key_order(l.last, key_reach(options), order, ends);
+  EXPECT_EQ(order, (std::vector<int32_t>{0, 4, 5, 1, 2, 3}));  // for ever | until 4 | 2 or less
+  EXPECT_EQ(ends, (std::vector<int32_t>{3, 4, 6}));
+}
+
+TEST(KeyOrder, ReachIsAPositionWhateverTheWindow) {
+  EXPECT_EQ(key_reach({.window = 256, .chunk = 1}), 256);
+  EXPECT_EQ(key_reach({.window = 256, .chunk = 16}), 271);
+  EXPECT_EQ(key_reach({.window = kForever, .chunk = kForever}), kMaxPosition);
+  std::vector<int32_t> order(0), ends(3, -1);
+  write_key_order({}, 3, order, ends);
+  EXPECT_EQ(ends, (std::vector<int32_t>{0, 0, 0}));
+}
+
+TEST(HarmonicNumber, NeedsNoTable) {
+  std::vector<double> table(300000);
+  write_harmonic(table);
+  for (size_t n = 0; n < table.size(); ++n) {
+    ASSERT_NEAR(harmonic_number(static_cast<int32_t>(n)), table[n], 2e-12) << n;
+  }
+}
+
 TEST(Lifetimes, AWindowBeyondTheLargestPositionIsForEver) {
   const Options options{.set = RoleSet::kGs, .window = kForever - 5, .chunk = 1};
   const Lifetimes l = lifetimes({kGlobal, kSliding, kSliding, kSliding, kSliding}, 5, options);
