@@ -98,7 +98,7 @@ void assign(const Assignment& p) {
     }
     std::fill(p.last + first + length, p.last + first + p.tokens, -1);
     write_lifetimes(used, length, p.options, rows);
-    if (p.order) {
+    if (p.ends) {
       constexpr int kSegments = kernels::KeyOrder::kSegments;
       write_key_order(rows.last, key_reach(p.options),
                       {p.order + first, static_cast<size_t>(length)},

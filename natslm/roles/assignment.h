@@ -50,7 +50,8 @@ struct Assignment {
                                 // chunks without a gradient. Written only if sampling
   float* shares = nullptr;      // [B, Hkv, kShares]; 1 where the length is 0
 
-  // The keys in kernels::KeyOrder (attention_forward.h) of key_reach(options), or null: not wanted.
+  // The keys in kernels::KeyOrder (attention_forward.h) of key_reach(options); null `ends`: not
+  // wanted.
   int32_t* order = nullptr;  // [B, Hkv, T]; not written past a length
   int32_t* ends = nullptr;   // [B, Hkv, KeyOrder::kSegments]
 

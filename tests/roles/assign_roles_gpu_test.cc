@@ -25,7 +25,7 @@ namespace {
 using at::Tensor;
 
 // "" or why nothing can be tested here.
-std::string no_gpu() {
+std::string find_gpu() {
   const std::string_view build = cuda::why_not({.kv_heads = 1});
   if (!build.empty()) return std::string(build);
   if (!c10::impl::hasDeviceGuardImpl(at::kCUDA)) return "this LibTorch knows no CUDA";
@@ -33,13 +33,19 @@ std::string no_gpu() {
   return count > 0 ? "" : "there is no CUDA device";
 }
 
+const std::string& no_gpu() {
+  static const std::string reason = [] {
+    const std::string text = find_gpu();
+    if (!text.empty()) std::printf("\n*** GPU TESTS SKIPPED: %s ***\n\n", text.c_str());
+    return text;
+  }();
+  return reason;
+}
+
 class AssignRolesGpu : public ::testing::Test {
  protected:
   void SetUp() override {
-    const std::string reason = no_gpu();
-    if (reason.empty()) return;
-    std::printf("\n*** GPU TESTS SKIPPED: %s ***\n\n", reason.c_str());
-    GTEST_SKIP() << reason;
+    if (!no_gpu().empty()) GTEST_SKIP() << no_gpu();
   }
 };
 

@@ -312,6 +312,12 @@ TEST(AssignRoles, GivesTheOrderOfTheKeys) {
   }
 }
 
+TEST(AssignRoles, TextsOfNoTokensHaveAnEmptyOrder) {
+  const AssignedRoles a = assign_roles(random_tensor({2, 0, kRoles}, 18), {});
+  EXPECT_EQ(to_vector(a.ends), std::vector<int32_t>(6, 0));
+  EXPECT_TRUE(a.shares.eq(1).all().item<bool>());
+}
+
 TEST(AssignRoles, BFloat16LogitsAreWidenedNotRounded) {
   const Tensor logits = random_tensor({2, 40, kRoles * 2}, 16, 2).to(at::kBFloat16);
   const Noise noise{.seed = 3};

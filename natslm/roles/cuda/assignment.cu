@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(kThreads) write_order(const Problem p) {
   __shared__ int32_t in_warp[kSegments][kWarps];
   const Place at(p);
   if (at.block == 0) write_shares(p, at);
-  if (!p.order) return;
+  if (!p.ends) return;
 
   const BlockKeys* blocks = p.scratch.block_keys + int64_t{at.row} * p.blocks.count;
   int32_t total[kSegments] = {}, before[kSegments] = {};
