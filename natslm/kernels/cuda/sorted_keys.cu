@@ -285,15 +285,24 @@ __device__ uint32_t warp_sum_to(uint32_t x) {
 }
 
 // Calls body(item, bucket, lanes with the same bucket) for a warp's slice, in order; the body is
-// called by all lanes, with bucket kWorkBuckets where there is no item.
+// called by all lanes, with bucket kWorkBuckets where there is no item. Loads run ahead of the
+// body, whose additions depend on one another.
 template <class Body>
 __device__ void for_slice(const uint16_t* buckets, int32_t begin, int32_t end, const Body& body) {
+  constexpr int kAhead = kWorkSlice / kWarp;
   const int lane = threadIdx.x % kWarp;
-  for (int32_t i = begin; i < end; i += kWarp) {
-    const int32_t item = i + lane;
-    const int32_t bucket = item < end ? buckets[item] : kWorkBuckets;
-    body(item, bucket, __match_any_sync(kAllLanes, bucket));
-    __syncwarp();
+  for (int32_t first = begin; first < end; first += kWorkSlice) {
+    int32_t bucket[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int32_t item = first + i * kWarp + lane;
+      bucket[i] = item < end ? buckets[item] : kWorkBuckets;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      body(first + i * kWarp + lane, bucket[i], __match_any_sync(kAllLanes, bucket[i]));
+      __syncwarp();
+    }
   }
 }
 
@@ -304,7 +313,9 @@ __global__ void __launch_bounds__(kOrderThreads)
   __shared__ __align__(16) uint32_t next[kWorkWarps][kWorkBuckets];  // next free place
   __shared__ uint32_t warp_total[kWorkWarps];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int i = threadIdx.x; i < kWorkWarps * kWorkBuckets; i += kOrderThreads) next[0][i] = 0;
+  for (int i = threadIdx.x; i < kWorkWarps * kWorkBuckets / 4; i += kOrderThreads) {
+    reinterpret_cast<uint4*>(next)[i] = make_uint4(0, 0, 0, 0);
+  }
   __syncthreads();
 
   const int32_t slice = chunks.items / kWorkWarps;
