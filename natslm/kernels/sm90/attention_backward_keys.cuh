@@ -101,8 +101,17 @@ struct KeyGradientConsumer {
     Tile visibility;
   };
 
+  // Finishes the products of the tile in stage `before` (-1: none) and hands the stage back.
+  __device__ void finish(int32_t& before) {
+    wgmma_wait<0>();
+    if (before >= 0) hand_back(shared.empty[before]);
+    before = -1;
+  }
+
   // Waits for the next tile in which the warpgroup's keys have a part, and hands the others back.
-  __device__ bool next_tile(const Table& table, Now& now) {
+  // Stage `before` must not be held over tiles that are passed by: the producer may need it for the
+  // tile that is waited for.
+  __device__ bool next_tile(const Table& table, Now& now, int32_t& before) {
     const KeyBounds& bounds = table.bounds[warpgroup];
     for (; !walk.done(); walk.advance()) {
       now.stage = walk.ring.stage;
@@ -114,6 +123,7 @@ struct KeyGradientConsumer {
         walk.advance();
         return true;
       }
+      if (before >= 0) finish(before);
       __syncwarp();
       hand_back(shared.empty[now.stage]);
     }
@@ -157,7 +167,8 @@ struct KeyGradientConsumer {
 
   __device__ void gather(const Table& table, Gradient& dk, Gradient& dv) {
     Now now;
-    if (!next_tile(table, now)) {
+    int32_t before = -1;  // stage of the tile before, whose products may not be finished
+    if (!next_tile(table, now, before)) {
       hand_back(shared.empty_keys);
       return;
     }
@@ -166,7 +177,6 @@ struct KeyGradientConsumer {
     fence_registers(dk);
     fence_registers(dv);
     start_scores(factor, now);
-    int32_t before = -1;  // stage of the tile before, whose products may not be finished
     for (;;) {
       const bool seen = !Config::kRoleSums || now.visibility != Tile::kDead;
       const bool test = now.visibility == Tile::kPartial;
@@ -214,13 +224,12 @@ struct KeyGradientConsumer {
       wgmma_commit();
 
       before = now.stage;
-      if (!next_tile(table, now)) break;
+      if (!next_tile(table, now, before)) break;
       start_scores(factor, now);
     }
     __syncwarp();
     hand_back(shared.empty_keys);
-    wgmma_wait<0>();
-    hand_back(shared.empty[before]);
+    finish(before);
   }
 
   // 16 bytes a thread: four threads write 64 bytes of a row.
