@@ -222,7 +222,7 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
 
   // In position order scores and differences of all pairs are at hand anyway, as long as the role
   // sums have the same normaliser.
-  const bool one_pass = !p.sorted.order && !p.role_lse;
+  const bool one_pass = brings_role_sums(kHeadDim) && !p.sorted.order && !p.role_lse;
   KeyParallelArguments gradient = key_parallel_arguments(
       p, keys, terms, keys_of_key_gradient<kHeadDim>(), counters + kKeyGradient);
   gradient.horizon_count = one_pass ? p.horizon_count : 0;

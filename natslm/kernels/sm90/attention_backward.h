@@ -75,9 +75,13 @@ int32_t keys_of_key_gradient();
 template <int kHeadDim>
 int32_t keys_of_role_sums();
 
-// One block per multiprocessor, or per item where there are fewer. kHeadDim: 64 or 128. The key
-// gradient brings the role sums along if horizon_count > 0; the keys must then be in position
-// order.
+// Whether the key gradient can bring the role sums along (horizon_count > 0, keys in position
+// order). Head size 128 lacks some ten registers for it.
+constexpr bool brings_role_sums(int32_t head_dim) {
+  return head_dim == 64;
+}
+
+// One block per multiprocessor, or per item where there are fewer. kHeadDim: 64 or 128.
 template <int kHeadDim>
 void launch_key_gradient(const KeyParallelArguments& arguments, int multiprocessors,
                          CUstream_st* stream);

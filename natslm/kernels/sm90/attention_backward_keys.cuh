@@ -14,6 +14,7 @@ namespace natslm::kernels::sm90 {
 
 template <int kHeadDim_, bool kRoleSums_>
 struct KeyGradientConfig {
+  static_assert(!kRoleSums_ || brings_role_sums(kHeadDim_));
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kRoleSums = kRoleSums_;
   static constexpr bool kKeysByStage = false;
@@ -54,7 +55,7 @@ __device__ inline void start_pairs(PairRegisters& pairs, uint64_t rows, uint64_t
   wgmma_commit();
 }
 
-// gradient += weights * rows of a tile; not committed.
+// gradient += weights * rows of a tile; one group of multiplications.
 template <int kHeadDim>
 __device__ inline void add_rows(float (&gradient)[kHeadDim / 2],
                                 const uint32_t (&weights)[kPairsOfThread / 2], uint64_t rows) {
@@ -68,6 +69,7 @@ __device__ inline void add_rows(float (&gradient)[kHeadDim / 2],
       wgmma_m64n128k16(gradient, weights + 4 * step, from);
     }
   }
+  wgmma_commit();
 }
 
 template <class Config>
@@ -88,12 +90,6 @@ struct KeyGradientConsumer {
   __device__ KeyGradientConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
       : a(arguments), shared(s), warpgroup(group) {}
 
-  // Number of the first of the thread's two keys, 8 apart, among the block's.
-  __device__ int32_t first_key() const {
-    const int32_t thread = threadIdx.x % kWarpgroupThreads;
-    return warpgroup * kWarpgroupKeys + thread / 32 * 16 + thread % 32 / 4;
-  }
-
   // A tile that is being worked on.
   struct Now {
     int32_t stage;
@@ -101,23 +97,48 @@ struct KeyGradientConsumer {
     Tile visibility;
   };
 
-  // Waits for the next tile in which the warpgroup's keys have a part, and hands the others back.
-  __device__ bool next_tile(const Table& table, Now& now) {
+  // Finishes the products of the tile in stage `before` (-1: none) and hands the stage back.
+  __device__ void finish(int32_t& before) {
+    wgmma_wait<0>();
+    if (before >= 0) hand_back(shared.empty[before]);
+    before = -1;
+  }
+
+  // Waits for the next tile in which pairs are visible, and hands the others back; of those, the
+  // role sums may want their part. Stage `before` must not be held over tiles that are passed by:
+  // the producer may need it for the tile that is waited for.
+  __device__ bool next_tile(const Table& table, Now& now, int32_t& before) {
     const KeyBounds& bounds = table.bounds[warpgroup];
     for (; !walk.done(); walk.advance()) {
       now.stage = walk.ring.stage;
       barrier_wait(shared.full[now.stage], walk.ring.parity);
       now.q0 = walk.first_query();
       now.visibility = visibility_of(bounds, now.q0);
-      if (now.visibility != Tile::kDead ||
-          (Config::kRoleSums && adds_to_role_sums(bounds, now.q0))) {
+      if (now.visibility != Tile::kDead) {
         walk.advance();
         return true;
       }
+      if (before >= 0) finish(before);
+      if (Config::kRoleSums && adds_to_role_sums(bounds, now.q0)) add_hidden_tile(table, now);
       __syncwarp();
       hand_back(shared.empty[now.stage]);
     }
     return false;
+  }
+
+  // Role sums of a tile of which nothing is visible.
+  __device__ void add_hidden_tile(const Table& table, const Now& now) {
+    PairRegisters factor, difference;
+    start_scores(factor, now);
+    start_differences(difference, now);
+    wgmma_wait<0>();
+    fence_registers(factor);
+    fence_registers(difference);
+    for_each_pair(shared.terms[now.stage], [&](int i, int, RowTerms of) {
+      factor[i] = fminf(exp2_fast(fmaf(factor[i], a.scale_log2, -of.lse)), a.limit) *
+                  (difference[i] - of.delta);
+    });
+    sums.add(table, first_key_of_thread(), now.q0, [&](int i) { return factor[i]; });
   }
 
   __device__ void start_scores(PairRegisters& pairs, const Now& now) {
@@ -132,16 +153,25 @@ struct KeyGradientConsumer {
   // Pairs that are not visible become 0. (A product with 0 would not do: a hidden pair's factor may
   // be infinite.)
   __device__ void hide(PairRegisters& pairs, const Table& table, int32_t q0) const {
+    for_hidden(table, q0, [&](int i) { pairs[i] = 0; });
+  }
+  // The same of pairs that are rounded, two in a register.
+  __device__ void hide(uint32_t (&rounded)[kPairsOfThread / 2], const Table& table,
+                       int32_t q0) const {
+    for_hidden(table, q0, [&](int i) { rounded[i / 2] &= i % 2 == 0 ? 0xffff0000u : 0xffffu; });
+  }
+  template <class Body>
+  __device__ void for_hidden(const Table& table, int32_t q0, const Body& body) const {
     const int32_t shift = q0 + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int32_t key = first_key() + 8 * row;
+      const int32_t key = first_key_of_thread() + 8 * row;
       const int32_t first_seen = table.position[key] - shift, last_seen = table.last[key] - shift;
 #pragma unroll
       for (int i = 2 * row; i < kPairsOfThread; i += 4) {
 #pragma unroll
         for (int x = i; x < i + 2; ++x) {
-          if (!visible(query_of(x), first_seen, last_seen)) pairs[x] = 0;
+          if (!visible(query_of(x), first_seen, last_seen)) body(x);
         }
       }
     }
@@ -157,7 +187,8 @@ struct KeyGradientConsumer {
 
   __device__ void gather(const Table& table, Gradient& dk, Gradient& dv) {
     Now now;
-    if (!next_tile(table, now)) {
+    int32_t before = -1;  // stage of the tile before, whose products may not be finished
+    if (!next_tile(table, now, before)) {
       hand_back(shared.empty_keys);
       return;
     }
@@ -166,9 +197,7 @@ struct KeyGradientConsumer {
     fence_registers(dk);
     fence_registers(dv);
     start_scores(factor, now);
-    int32_t before = -1;  // stage of the tile before, whose products may not be finished
     for (;;) {
-      const bool seen = !Config::kRoleSums || now.visibility != Tile::kDead;
       const bool test = now.visibility == Tile::kPartial;
       const auto& terms = shared.terms[now.stage];
       wgmma_wait<1>();  // all but the scores: weights and products before are free
@@ -181,46 +210,38 @@ struct KeyGradientConsumer {
       });
       if (Config::kRoleSums) {
         // Role sums want the factors of hidden pairs, too.
-        PairRegisters shown;
-#pragma unroll
-        for (int i = 0; i < kPairsOfThread; ++i) shown[i] = factor[i];
-        if (test) hide(shown, table, now.q0);
-        round_pairs(weights, shown);
+        round_pairs(weights, factor);
+        if (test) hide(weights, table, now.q0);
       } else {
         if (test) hide(factor, table, now.q0);
         round_pairs(weights, factor);
       }
-      if (seen) {
-        add_rows<kHeadDim>(
-            dv, weights,
-            matrix_descriptor(shared.stage[now.stage].dout[0], sizeof(shared.k[0][0])));
-      }
-      wgmma_commit();
+      fence_registers(weights);
+      add_rows<kHeadDim>(
+          dv, weights, matrix_descriptor(shared.stage[now.stage].dout[0], sizeof(shared.k[0][0])));
 
       wgmma_wait<1>();  // the differences
       fence_registers(difference);
       for_each_pair(terms, [&](int i, int, RowTerms of) { difference[i] -= of.delta; });
       if (Config::kRoleSums) {
-        sums.add(now.q0, [&](int i) { return fminf(factor[i], a.limit) * difference[i]; });
+        sums.add(table, first_key_of_thread(), now.q0,
+                 [&](int i) { return fminf(factor[i], a.limit) * difference[i]; });
       }
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) difference[i] *= factor[i];
       if (Config::kRoleSums && test) hide(difference, table, now.q0);
       round_pairs(products, difference);
-      if (seen) {
-        add_rows<kHeadDim>(dk, products,
-                           matrix_descriptor(shared.stage[now.stage].q[0], sizeof(shared.k[0][0])));
-      }
-      wgmma_commit();
+      fence_registers(products);
+      add_rows<kHeadDim>(dk, products,
+                         matrix_descriptor(shared.stage[now.stage].q[0], sizeof(shared.k[0][0])));
 
       before = now.stage;
-      if (!next_tile(table, now)) break;
+      if (!next_tile(table, now, before)) break;
       start_scores(factor, now);
     }
     __syncwarp();
     hand_back(shared.empty_keys);
-    wgmma_wait<0>();
-    hand_back(shared.empty[before]);
+    finish(before);
   }
 
   // 16 bytes a thread: four threads write 64 bytes of a row.
@@ -229,7 +250,7 @@ struct KeyGradientConsumer {
     const int32_t lane_in_row = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int32_t position = table.position[first_key() + 8 * i];
+      const int32_t position = table.position[first_key_of_thread() + 8 * i];
       const bool exists = position != kNoPosition;
       __nv_bfloat16* row = to + table.batch * stride.batch + table.kv_head * stride.head +
                            (exists ? position : 0) * stride.token;
@@ -264,16 +285,12 @@ struct KeyGradientConsumer {
       *at(a.dk, a.dk_stride, i) = uint4{};
       *at(a.dv, a.dv_stride, i) = uint4{};
     }
-    if (Config::kRoleSums) write_no_role_sums(a, table.span, head_of(table), thread, kThreads);
-  }
-
-  __device__ int64_t head_of(const Table& table) const {
-    return int64_t{table.batch} * a.kv_heads + table.kv_head;
+    if (Config::kRoleSums) write_no_role_sums(a, table);
   }
 
   __device__ void do_block(const Table& table) {
     if (table.span.past_length) return write_zeros(table);
-    if (Config::kRoleSums) sums.start(table, first_key());
+    if (Config::kRoleSums) sums = {};
     walk.start(table.tiles, a.group);
     Gradient dk = {}, dv = {};
     if (!walk.done()) {
@@ -286,7 +303,7 @@ struct KeyGradientConsumer {
     }
     store(table, a.dk, a.dk_stride, dk, a.scale);
     store(table, a.dv, a.dv_stride, dv, 1);
-    if (Config::kRoleSums) sums.write(a, head_of(table));
+    if (Config::kRoleSums) sums.write(a, table, first_key_of_thread());
   }
 
   __device__ void run() {
@@ -309,13 +326,14 @@ int32_t keys_of_key_gradient() {
 template <int kHeadDim>
 void launch_key_gradient(const KeyParallelArguments& arguments, int multiprocessors,
                          CUstream_st* stream) {
-  if (arguments.horizon_count > 0) {
-    launch_key_parallel<KeyGradientConfig<kHeadDim, true>, KeyGradientConsumer>(
-        arguments, multiprocessors, stream);
-  } else {
-    launch_key_parallel<KeyGradientConfig<kHeadDim, false>, KeyGradientConsumer>(
-        arguments, multiprocessors, stream);
+  if constexpr (brings_role_sums(kHeadDim)) {
+    if (arguments.horizon_count > 0) {
+      return launch_key_parallel<KeyGradientConfig<kHeadDim, true>, KeyGradientConsumer>(
+          arguments, multiprocessors, stream);
+    }
   }
+  launch_key_parallel<KeyGradientConfig<kHeadDim, false>, KeyGradientConsumer>(
+      arguments, multiprocessors, stream);
 }
 
 }  // namespace natslm::kernels::sm90

@@ -292,89 +292,89 @@ __device__ constexpr int32_t query_of(int element) {
   return element / 4 * 8 + element % 2;
 }
 
-// Role sums of a thread's two keys. Lane h of the four that share the keys holds those of horizon
-// h.
+// Role sums of a thread's two keys, numbers `key` and `key` + 8 of the table's. Lane h of the four
+// that share the keys holds those of horizon h.
 struct RoleSums {
-  int32_t position[2];
-  int32_t horizon[2];
   float sum[2] = {0, 0};
 
-  template <int kConsumers>
-  __device__ void start(const KeyTable<kConsumers>& table, int32_t first_key) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      position[row] = table.position[first_key + 8 * row];
-      horizon[row] = table.horizon[threadIdx.x % 4][first_key + 8 * row];
-      sum[row] = 0;
-    }
-  }
-
-  // Whether pairs of the tile need a test, for any key of the warp.
-  __device__ bool is_cut(int32_t q0) const {
-    const int32_t q1 = q0 + kTileQueries - 1;
+  // g(element): of the thread's pairs with the tile. All lanes of the warp.
+  template <int kConsumers, class G>
+  __device__ void add(const KeyTable<kConsumers>& table, int32_t key, int32_t q0, const G& g) {
+    const auto plus = [](float x, float y) { return x + y; };
+    const int32_t lane = threadIdx.x % kWarpThreads, q1 = q0 + kTileQueries - 1;
+    const int32_t* horizons = &table.horizon[lane % 4][key];
+    // Whether pairs need a test, for any key of the warp. One that does not exist has no horizon to
+    // be cut.
     bool cut = false;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      // A key that does not exist has no horizon to be cut.
-      cut |= position[row] > q0 && position[row] != kNoPosition;
-      cut |= horizon[row] >= q0 && horizon[row] < q1;
+      const int32_t position = table.position[key + 8 * row], horizon = horizons[8 * row];
+      cut |= (position > q0 && position != kNoPosition) || (horizon >= q0 && horizon < q1);
     }
-    return __any_sync(~0u, cut);
-  }
-
-  // g(element): of the thread's pairs with the tile. All lanes of the warp.
-  template <class G>
-  __device__ void add(int32_t q0, const G& g) {
-    const auto plus = [](float x, float y) { return x + y; };
-    if (!is_cut(q0)) {
+    if (!__any_sync(~0u, cut)) {
       float total[2] = {0, 0};
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) total[i / 2 % 2] += g(i);
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const float of_all = over_row(total[row], plus);
-        if (horizon[row] >= q0) sum[row] += of_all;
+        if (horizons[8 * row] >= q0) sum[row] += of_all;
       }
       return;
     }
-    const int32_t lane = threadIdx.x % kWarpThreads, shift = q0 + lane % 4 * 2;
+    const int32_t shift = q0 + lane % 4 * 2;
 #pragma unroll 1
     for (int h = 0; h < kMaxHorizons; ++h) {
-      float total[2] = {0, 0};
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        const int32_t first = position[row] - shift;
-        const int32_t last = __shfl_sync(~0u, horizon[row], lane / 4 * 4 + h) - shift;
+        const int32_t first = table.position[key + 8 * row] - shift;
+        const int32_t last = table.horizon[h][key + 8 * row] - shift;
+        float total = 0;
 #pragma unroll
         for (int i = 2 * row; i < kPairsOfThread; i += 4) {
 #pragma unroll
           for (int x = i; x < i + 2; ++x) {
-            if (query_of(x) >= first && query_of(x) <= last) total[row] += g(x);
+            if (query_of(x) >= first && query_of(x) <= last) total += g(x);
           }
         }
-        const float of_all = over_row(total[row], plus);
-        if (lane % 4 == h) sum[row] += of_all;
+        total = over_row(total, plus);
+        if (lane % 4 == h) sum[row] += total;
       }
     }
   }
 
-  __device__ void write(const KeyParallelArguments& a, int64_t head) const {
+  template <int kConsumers>
+  __device__ void write(const KeyParallelArguments& a, const KeyTable<kConsumers>& table,
+                        int32_t key) const {
     const int32_t h = threadIdx.x % 4;
     if (h >= a.horizon_count) return;
     const int64_t plane = int64_t{a.batch} * a.kv_heads * a.tokens;
+    const int64_t head = int64_t{table.batch} * a.kv_heads + table.kv_head;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      if (position[row] == kNoPosition) continue;
-      a.role_sums[h * plane + head * a.tokens + position[row]] = sum[row];
+      const int32_t position = table.position[key + 8 * row];
+      if (position != kNoPosition) {
+        a.role_sums[h * plane + head * a.tokens + position] = sum[row];
+      }
     }
   }
 };
 
-// Zeros for a span past the length; `thread` of `threads`.
-__device__ inline void write_no_role_sums(const KeyParallelArguments& a, const cuda::KeySpan& span,
-                                          int64_t head, int32_t thread, int32_t threads) {
+// Number of the first of a consumer thread's two keys, 8 apart, among the block's.
+__device__ inline int32_t first_key_of_thread() {
+  const int32_t thread = static_cast<int32_t>(threadIdx.x) - kWarpgroupThreads;
+  return thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
+}
+
+// Zeros for a span past the length, by all consumers.
+template <int kConsumers>
+__device__ inline void write_no_role_sums(const KeyParallelArguments& a,
+                                          const KeyTable<kConsumers>& table) {
+  const int32_t thread = static_cast<int32_t>(threadIdx.x) - kWarpgroupThreads;
+  const int64_t head = int64_t{table.batch} * a.kv_heads + table.kv_head;
   const int64_t plane = int64_t{a.batch} * a.kv_heads * a.tokens;
-  for (int32_t place = span.begin + thread; place < span.end; place += threads) {
+  for (int32_t place = table.span.begin + thread; place < table.span.end;
+       place += kConsumers * kWarpgroupThreads) {
     for (int32_t h = 0; h < a.horizon_count; ++h) {
       a.role_sums[h * plane + head * a.tokens + place] = 0;
     }

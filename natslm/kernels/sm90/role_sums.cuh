@@ -36,13 +36,13 @@ struct RoleSumsConsumer {
   using Shared = typename Config::Shared;
   static constexpr int kHeadDim = Config::kHeadDim, kSteps = kHeadDim / 16;
   using Operand = uint32_t[kSteps][4];
+  using Table = KeyTable<Config::kConsumers>;
 
   const KeyParallelArguments& a;
   Shared& shared;
   const int32_t warpgroup;
   QueryWalk<Config::kStages> walk;
   RingPosition<kTables> table_ring;
-  RoleSums sums;
 
   __device__ RoleSumsConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
       : a(arguments), shared(s), warpgroup(group) {}
@@ -87,7 +87,8 @@ struct RoleSumsConsumer {
     wgmma_commit();
   }
 
-  __device__ void add_tile(const Operand& k, const Operand& v, int32_t stage, int32_t q0) {
+  __device__ void add_tile(RoleSums& sums, const Table& table, const Operand& k, const Operand& v,
+                           int32_t stage, int32_t q0) {
     PairRegisters factor, difference;
     start_pairs(factor, k, matrix_descriptor(shared.stage[stage].q[0]));
     start_pairs(difference, v, matrix_descriptor(shared.stage[stage].dout[0]));
@@ -100,44 +101,35 @@ struct RoleSumsConsumer {
     wgmma_wait<0>();
     fence_registers(difference);
     for_each_pair(terms, [&](int i, int, RowTerms of) { factor[i] *= difference[i] - of.delta; });
-    sums.add(q0, [&](int i) { return factor[i]; });
+    sums.add(table, first_key_of_thread(), q0, [&](int i) { return factor[i]; });
+  }
+
+  __device__ void do_block(const Table& table) {
+    if (table.span.past_length) return write_no_role_sums(a, table);
+    RoleSums sums;
+    walk.start(table.tiles, a.group);
+    if (!walk.done()) {
+      Operand k, v;
+      load_keys(k, v);
+      for (; !walk.done(); walk.advance()) {
+        const int32_t stage = walk.ring.stage, q0 = walk.first_query();
+        barrier_wait(shared.full[stage], walk.ring.parity);
+        if (adds_to_role_sums(table.bounds[warpgroup], q0)) add_tile(sums, table, k, v, stage, q0);
+        __syncwarp();
+        hand_back(shared.empty[stage]);
+      }
+    }
+    sums.write(a, table, first_key_of_thread());
   }
 
   __device__ void run() {
-    const int32_t thread = threadIdx.x % kWarpgroupThreads;
-    const int32_t row = warpgroup * kWarpgroupKeys + thread / 32 * 16 + thread % 32 / 4;
     for (;; table_ring.advance()) {
       const int32_t t = table_ring.stage;
       barrier_wait(shared.full_table[t], table_ring.parity);
-      const auto& table = shared.table[t];
-      if (table.batch < 0) return;
-      const int64_t head = int64_t{table.batch} * a.kv_heads + table.kv_head;
-      if (table.span.past_length) {
-        write_no_role_sums(a, table.span, head,
-                           static_cast<int32_t>(threadIdx.x) - kWarpgroupThreads,
-                           Config::kConsumers * kWarpgroupThreads);
-        __syncwarp();
-        hand_back(shared.empty_table[t]);
-        continue;
-      }
-      sums.start(table, row);
-      const KeyBounds bounds = table.bounds[warpgroup];
-      walk.start(table.tiles, a.group);
+      if (shared.table[t].batch < 0) return;
+      do_block(shared.table[t]);
       __syncwarp();
       hand_back(shared.empty_table[t]);
-
-      if (!walk.done()) {
-        Operand k, v;
-        load_keys(k, v);
-        for (; !walk.done(); walk.advance()) {
-          const int32_t stage = walk.ring.stage, q0 = walk.first_query();
-          barrier_wait(shared.full[stage], walk.ring.parity);
-          if (adds_to_role_sums(bounds, q0)) add_tile(k, v, stage, q0);
-          __syncwarp();
-          hand_back(shared.empty[stage]);
-        }
-      }
-      sums.write(a, head);
     }
   }
 };
