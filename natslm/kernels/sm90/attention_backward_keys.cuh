@@ -24,8 +24,9 @@ struct KeyGradientConfig {
   static constexpr int kConsumers = 2;
   static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
-  static constexpr int kProducerRegisters = 32, kConsumerRegisters = 240;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                register_pool(kConsumers + 1));
 
   using KeyTiles = __nv_bfloat16[kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns];
   struct alignas(kSwizzleBytes) Shared {

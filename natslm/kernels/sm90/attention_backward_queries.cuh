@@ -24,7 +24,8 @@ struct QueryGradientConfig {
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
   // The producer works with pieces of keys, as in the forward pass.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                register_pool(kConsumers + 1));
 
   static constexpr int kHalves = kHeadDim / kSwizzleColumns;
   using Element = __nv_bfloat16;

@@ -41,7 +41,8 @@ struct ForwardConfig {
   // to 8.
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 232;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                register_pool(kConsumers + 1));
 
   static constexpr int kHalves = kHeadDim / kSwizzleColumns;
   static constexpr bool kLoadsDout = false;

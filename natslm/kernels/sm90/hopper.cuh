@@ -234,6 +234,13 @@ __device__ inline void load_matrices(uint32_t (&to)[4], uint32_t row_address) {
 
 // ---- Registers: a warpgroup gives some back or takes some (a multiple of 8, all four warps). ----
 
+// What the warpgroups of a block may hold together, counted in registers of one thread of each: a
+// block of `warpgroups` is launched with 65,536 registers / its threads, rounded down to a multiple
+// of 8. Asking for more waits for ever.
+constexpr int register_pool(int warpgroups) {
+  return 65536 / (kWarpgroupThreads * warpgroups) / 8 * 8 * warpgroups;
+}
+
 template <int kRegisters>
 __device__ inline void shrink_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

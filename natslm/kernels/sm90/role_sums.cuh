@@ -19,7 +19,8 @@ struct RoleSumsConfig {
   static constexpr int kStages = kHeadDim == 64 ? 8 : 6;
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
   static constexpr int kProducerRegisters = 32, kConsumerRegisters = 160;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <= 512);
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                register_pool(kConsumers + 1));
 
   struct alignas(kSwizzleBytes) Shared {
     QueryStage<kHeadDim> stage[kStages];
