@@ -125,7 +125,7 @@ class AutogradSteps : public Steps {
     // Backward from the logits with that gradient and from the price with its weight: the same as
     // from the sum, without keeping probabilities beside the logits.
     torch::autograd::variable_list roots = {output.logits}, gradients = {gradient};
-    if (output.price.defined() && output.price.requires_grad()) {
+    if (part.scores && output.price.defined() && output.price.requires_grad()) {
       roots.push_back(output.price);
       gradients.push_back(at::full_like(output.price.detach(), report.lambda * part.price_share));
     }

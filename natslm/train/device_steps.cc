@@ -204,6 +204,13 @@ class DeviceSteps : public Steps {
   }
   int64_t peak_device_bytes() const override { return train::peak_device_bytes(device_); }
 
+  ~DeviceSteps() override {
+    try {
+      if (queue_) queue_->work.synchronize();  // a step under way still uses what goes now
+    } catch (...) {                            // of a device that is lost: nothing is under way
+    }
+  }
+
  private:
   void fill(int64_t step, StepInput& host) const {
     auto* windows = host.windows.mutable_data_ptr<int32_t>();

@@ -108,6 +108,26 @@ TEST_F(Train, ResumeRefusesWhatWouldMakeItAnotherRun) {
   expect_error(run_program(small_run("run")), 1, "already holds a run");
 }
 
+TEST_F(Train, WhatTheRolesLearnFromCanBeVaried) {
+  const std::map<std::string, std::string> varied{
+      {"--optimize", "alternating"}, {"--bias-range", "1.5"}, {"--end-term", "true"},
+      {"--limit-factor", "false"},   {"--role-lr", "2"},      {"--json", path("train.json")}};
+  ASSERT_EQ(run_program(small_run("run", varied)).exit_code, 0);
+  const auto settings = nlohmann::json::parse(read_file(path("train.json")))["settings"];
+  EXPECT_EQ(settings["optimize"], "alternating");
+  EXPECT_EQ(settings["bias-range"], 1.5);
+  EXPECT_EQ(settings["end-term"], true);
+  EXPECT_EQ(settings["limit-factor"], false);
+  EXPECT_EQ(settings["causal-normalizer"], false);
+  expect_error(run_program({"train", "--resume", path("run"), "--optimize", "joint"}), 1,
+               "--optimize is \"joint\"");
+  expect_error(run_program(small_run("x", {{"--optimize", "both"}})), 1, "--optimize is both");
+  expect_error(run_program(small_run("x", {{"--optimize", "alternating"}, {"--roles", "dense"}})),
+               1, "a dense model has no roles");
+  expect_error(run_program(small_run("y", {{"--optimize", "alternating"}, {"--batch", "3"}})), 1,
+               "it must be even");
+}
+
 TEST_F(Train, ADamagedCheckpointIsRefusedAndTheOneBeforeOffered) {
   ASSERT_EQ(run_program(small_run("run", {{"--checkpoint-every", "6"}})).exit_code, 0);
   const fs::path checkpoints = fs::path(path("run")) / "checkpoints";

@@ -132,6 +132,45 @@ TEST(Trainer, AStepDescendsLossPlusLambdaTimesPrice) {
   }
 }
 
+TEST(Trainer, AlternatingTrainsWeightsOnOneHalfAndRolesOnTheOther) {
+  const TemporaryFolder folder;
+  TinyRun run;
+  run.options.optimize = kAlternating;
+  run.options.steps = 1;
+  run.options.kv_budget = 0;
+  run.options.lambda = 3;
+  run.options.clip = 0;
+  run.options.warm_up = 0;
+  run.options.learning_rate = 1e-9;
+  run.trainer(folder.path()).run();
+
+  // Gradient of mean loss + lambda * price of two of the four sequences.
+  TinyModel model;
+  const auto gradient = [&](int64_t first, double lambda, const std::string& name) {
+    at::Tensor windows = at::zeros({2, 17}, at::kInt);
+    models::TrainingInput input;
+    input.sequences = at::zeros({2}, at::kLong);
+    run.dataset.fill_samples(first, 2, 16, windows.mutable_data_ptr<int32_t>(),
+                             input.sequences.mutable_data_ptr<int64_t>());
+    const at::Tensor ids = windows.to(at::kLong);
+    input.tokens = ids.slice(1, 0, 16).contiguous();
+    const auto out = model.forward(input);
+    const at::Tensor loss =
+        (out.logits.logsumexp(-1, true) - out.logits.gather(-1, ids.slice(1, 1).unsqueeze(-1)))
+            .mean();
+    for (const auto& [other, p] : model.parameters()) p.mutable_grad() = at::Tensor();
+    (loss + out.price * lambda).backward();
+    for (const auto& [other, p] : model.parameters())
+      if (other == name) return p.grad();
+    return at::Tensor();
+  };
+  for (const auto& [name, p] : run.model.parameters()) {
+    const bool score = models::is_score_layer(name);
+    const at::Tensor expected = score ? gradient(2, 3, name) : gradient(0, 0, name);
+    EXPECT_LT((p.grad() - expected).abs().max().item<double>(), 1e-6) << name;
+  }
+}
+
 TEST(Trainer, GradientsLongerThanTheClipAreCutToIt) {
   const TemporaryFolder a, b;
   TinyRun clipped, free;
