@@ -185,7 +185,7 @@ void copy_unasked(DecodeResult& got, const DecodeResult& truth, const Options& o
 
 void check(const Backend& backend, Memory& memory, const std::vector<DecodeCase>& cases,
            const Options& o, Messages& messages) {
-  DecodeResult truth, plain, fast;
+  DecodeResult truth, plain, again, fast;
   for (const DecodeCase& c : cases) {
     messages.doing(describe(c, o));
     const DecodeResult right = run_decode(c, kernels::reference::run, plain_threads(8));
@@ -193,9 +193,10 @@ void check(const Backend& backend, Memory& memory, const std::vector<DecodeCase>
     copy_unasked(got, right, o);
     append(truth, right);
     append(plain, run_decode(c, plain_decode));
+    append(again, run_decode(c, plain_decode_of_matrix_units));
     append(fast, got);
   }
-  const std::string wrong = compare_decode(fast, plain, truth, cases.front());
+  const std::string wrong = compare_decode(fast, plain, again, truth, cases.front());
   if (!wrong.empty()) messages.failed(wrong + " in one of: " + describe(cases.front(), o));
 }
 

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -142,6 +143,13 @@ struct Prepared {
     forward = {{"out", c.dtype, c.q_heads, c.tokens, c.head_dim, reference.out, {}},
                {"lse", DType::kFloat32, c.q_heads, c.tokens, 1, reference.lse, {}},
                {"mass", DType::kFloat32, c.kv_heads, c.tokens, 1, reference.mass, {}}};
+    // Mass is made of the stored log-sum-exp, whose own rounding no kernel can take back.
+    float largest = 0;
+    for (const double lse : reference.lse) {
+      if (std::isfinite(lse)) largest = std::max(largest, static_cast<float>(std::abs(lse)));
+    }
+    forward[2].plain.push_back(reference.mass);
+    for (double& mass : forward[2].plain.back()) mass *= 1 + largest * 0x1p-24;
     const BackwardOutputs truth = run_backward(problem, reference, *memory, kReferenceBackend);
     backward = {{"dq", c.dtype, c.q_heads, c.tokens, c.head_dim, truth.dq, {}},
                 {"dk", c.dtype, c.kv_heads, c.tokens, c.head_dim, truth.dk, {}},

@@ -121,7 +121,9 @@ DecodeResult run_decode(const DecodeCase& c, DecodeKernel kernel, const Parallel
   return result_of(problem, c);
 }
 
-void plain_decode(const AttentionDecode& p) {
+namespace {
+
+void plain_decode(const AttentionDecode& p, bool matrix_units) {
   const int d = p.head_dim, group = p.q_heads / p.kv_heads;
   for (int b = 0; b < p.batch; ++b) {
     for (int h = 0; h < p.kv_heads; ++h) {
@@ -139,7 +141,8 @@ void plain_decode(const AttentionDecode& p) {
               const int in_page = j % kPageKeys;
               if (scores) {
                 float sum = 0;
-                for (int c = 0; c < d; ++c) {
+                for (int i = 0; i < d; ++i) {
+                  const int c = matrix_units ? d - 1 - i : i;
                   sum += static_cast<float>(
                       kernels::load(p.q, p.dtype, at * d + c) *
                       kernels::load(page, p.dtype, int64_t{c} * kPageKeys + in_page));
@@ -150,8 +153,11 @@ void plain_decode(const AttentionDecode& p) {
               }
               const float weight = std::exp(score[j] - highest);
               total += weight;
+              const float factor = matrix_units && p.dtype == DType::kBFloat16
+                                       ? static_cast<float>(BFloat16(weight))
+                                       : weight;
               for (int c = 0; c < d; ++c) {
-                out[c] += weight * static_cast<float>(kernels::load(
+                out[c] += factor * static_cast<float>(kernels::load(
                                        page, p.dtype, int64_t{kPageKeys + in_page} * d + c));
               }
             }
@@ -169,6 +175,15 @@ void plain_decode(const AttentionDecode& p) {
       }
     }
   }
+}
+
+}  // namespace
+
+void plain_decode(const AttentionDecode& p) {
+  plain_decode(p, false);
+}
+void plain_decode_of_matrix_units(const AttentionDecode& p) {
+  plain_decode(p, true);
 }
 
 void append(DecodeResult& all, const DecodeResult& one) {
@@ -205,7 +220,8 @@ std::vector<DecodeCase> decode_corners() {
 }
 
 std::string compare_decode(const DecodeResult& fast, const DecodeResult& plain,
-                           const DecodeResult& truth, const DecodeCase& c) {
+                           const DecodeResult& again, const DecodeResult& truth,
+                           const DecodeCase& c) {
   AttentionCase label;
   label.name = c.name;
   label.seed = c.seed;
@@ -214,9 +230,9 @@ std::string compare_decode(const DecodeResult& fast, const DecodeResult& plain,
   label.head_dim = c.head_dim;
   label.batch = static_cast<int>(c.rows.size());
   label.tokens = c.counts[0];
-  return compare("out", fast.out, plain.out, truth.out, c.dtype, label) +
-         compare("lse", fast.lse, plain.lse, truth.lse, DType::kFloat32, label) +
-         compare("mass", fast.mass, plain.mass, truth.mass, DType::kFloat32, label);
+  return compare("out", fast.out, plain.out, again.out, truth.out, c.dtype, label) +
+         compare("lse", fast.lse, plain.lse, again.lse, truth.lse, DType::kFloat32, label) +
+         compare("mass", fast.mass, plain.mass, again.mass, truth.mass, DType::kFloat32, label);
 }
 
 }  // namespace natslm::test

@@ -56,12 +56,22 @@ DecodeResult result_of(const DecodeProblem& problem, const DecodeCase& c);
 
 // The obvious loops in float, rounding where the type rounds: the yardstick of the tolerance.
 void plain_decode(const kernels::AttentionDecode&);
+// The same as matrix units do it: channels in the opposite order, and the weights that multiply the
+// values rounded to the values' type. On a small problem one of the two may be exact by luck; the
+// worse of them is what a plain implementation can promise.
+void plain_decode_of_matrix_units(const kernels::AttentionDecode&);
 
 // The named corners that every backend takes, in float; head sizes and groups may be replaced.
 std::vector<DecodeCase> decode_corners();
 
-// "" if `fast` is at most twice as wrong as `plain`, see compare() of attention_case.h.
+// "" if `fast` is at most twice as wrong as the worse of the two plain results, see compare() of
+// attention_case.h.
 std::string compare_decode(const DecodeResult& fast, const DecodeResult& plain,
-                           const DecodeResult& truth, const DecodeCase& c);
+                           const DecodeResult& again, const DecodeResult& truth,
+                           const DecodeCase& c);
+inline std::string compare_decode(const DecodeResult& fast, const DecodeResult& plain,
+                                  const DecodeResult& truth, const DecodeCase& c) {
+  return compare_decode(fast, plain, plain, truth, c);
+}
 
 }  // namespace natslm::test
