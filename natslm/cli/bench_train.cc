@@ -18,6 +18,7 @@
 
 #include "natslm/base/lifetime.h"
 #include "natslm/cli/bench.h"
+#include "natslm/cli/device.h"
 #include "natslm/models/models.h"
 #include "natslm/ops/attention.h"
 #include "natslm/train/adamw.h"
@@ -87,7 +88,9 @@ Comparison dense_attention(const models::Config& c, int32_t batch, int32_t repea
 }
 
 void run(const TrainBench& o, Context& context) {
-  if (o.device != "cpu") return bench_train_on_device(o, context);
+  const c10::Device device = device_from(o.device);
+  context.measured_on(device);
+  if (!device.is_cpu()) return bench_train_on_device(o, context);
   const models::Config config = model_of(o), dense_config = without_roles(config);
   const int32_t batch = batch_of(o);
   const at::Tensor windows = at::randint(config.vocabulary, {batch, config.context + 1}, at::kLong);
@@ -170,8 +173,7 @@ void add_bench_train(CLI::App& bench, Context& context) {
   command.add_option("--repeat", o->repeat, "measurements of each side, taken in turn")
       ->check(CLI::Range(1, 10000));
   command.add_option("--seed", o->seed, "of weights and roles");
-  command.add_option("--device", o->device, "where to train")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+  add_device_option(command, o->device);
   command
       .add_option("--micro-batch", o->micro_batch,
                   "sequences in memory at once, on a GPU; 0: the whole batch")

@@ -10,6 +10,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/cli/command.h"
+#include "natslm/cli/device.h"
 #include "natslm/cli/interrupt.h"
 #include "natslm/cli/progress.h"
 #include "natslm/cli/table.h"
@@ -92,7 +93,9 @@ class Run {
       : a_(arguments), command_(command), context_(context) {}
 
   void operator()() {
-    if (a_.device == "cuda") train::prepare_cuda();
+    const c10::Device device = device_from(a_.device);
+    context_.measured_on(device);
+    if (device.is_cuda()) train::prepare_cuda();
     if (a_.resume.empty()) {
       for (const char* name : {"text", "out"})
         if (!given(name)) throw CLI::RequiredError(std::string("--") + name + " (or --resume)");
@@ -108,7 +111,7 @@ class Run {
         option(name).default_str(nlohmann::json(value).dump());
       }
     });
-    if (a_.device == "cuda") model_->to(c10::Device(c10::kCUDA, 0));
+    if (device.is_cuda()) model_->to(device);
     train();
   }
 
@@ -319,8 +322,7 @@ void add_train(CLI::App& app, Context& context) {
       .add_option("--validation-windows", a->validation_windows,
                   "windows a validation reads; 0: all")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
-  command.add_option("--device", a->device, "where to train")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+  add_device_option(command, a->device);
   command.add_option("--cuda-graph", a->graph,
                      "on a GPU: record a step once and repeat it; false: launch each kernel anew");
   train::for_each_field(a->options,
