@@ -16,7 +16,6 @@ constexpr Crossover kCrossovers[] = {
     {kForward, 0, 8, 1.00, 0, kCudaPosition},  {kForward, 0, 8, 0.60, 1024, kCudaSorted},
     {kForward, 0, 8, 1.00, 0, kSm90Position},  {kForward, 0, 8, 0.60, 1024, kSm90Sorted},
     {kBackward, 0, 8, 1.00, 0, kCudaPosition}, {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
-    {kBackward, 0, 8, 1.00, 0, kSm90Position}, {kBackward, 0, 8, 0.60, 1024, kSm90Sorted},
 };
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",
