@@ -40,6 +40,7 @@ bool has_aligned_rows(const void* array, const Strides& stride, const AttentionB
   const auto fits = [](int64_t size, int64_t step) {
     return size <= 1 || (step > 0 && step % 8 == 0 && step < int64_t{1} << 38);
   };
+  if (p.batch == 0 || p.tokens == 0) return true;
   return is_aligned(array) && fits(p.batch, stride.batch) && fits(heads, stride.head) &&
          fits(p.tokens, stride.token);
 }
@@ -72,7 +73,7 @@ Workspace layout(const AttentionBackward& p) {
   };
   const PlanShape shape = plan_of(p);
   const size_t terms = aligned(static_cast<size_t>(p.batch) * static_cast<size_t>(p.q_heads) *
-                               static_cast<size_t>(terms_of_row(p.tokens)) * sizeof(RowTerms));
+                               static_cast<size_t>(row_terms_stride(p.tokens)) * sizeof(float));
   Workspace w;
   w.plan = kWorkspaceAlignment;
   w.terms = w.plan + aligned(p.sorted.order ? cuda::sorted_keys_bytes(shape)
@@ -147,11 +148,10 @@ CUtensorMap group_map(const AttentionBackward& p, const void* base, const Stride
                                 {p.batch, stride.batch, 1}});
 }
 
-CUtensorMap terms_map(const AttentionBackward& p, const RowTerms* terms) {
-  constexpr int32_t kFloats = sizeof(RowTerms) / sizeof(float);
-  return make_row_map(reinterpret_cast<const float*>(terms), kFloats * int64_t{p.tokens},
-                      int64_t{p.batch} * p.q_heads, kFloats * terms_of_row(p.tokens),
-                      kFloats * kTileQueries);
+// lse and delta of a tile of queries.
+CUtensorMap terms_map(const AttentionBackward& p, const float* terms) {
+  return make_row_map(terms, p.tokens, 2 * int64_t{p.batch} * p.q_heads,
+                      row_terms_stride(p.tokens) / 2, kTileQueries, 2);
 }
 
 // How many heads' blocks start at a time: so many that their queries share the L2 cache.
@@ -163,7 +163,7 @@ int32_t heads_together(const AttentionBackward& p) {
 }
 
 KeyParallelArguments key_parallel_arguments(const AttentionBackward& p, const Keys& keys,
-                                            const RowTerms* terms, int32_t keys_of_block,
+                                            const float* terms, int32_t keys_of_block,
                                             int32_t* next_item) {
   KeyParallelArguments a{};
   a.q = query_map(p, p.q, p.q_stride);
@@ -209,8 +209,8 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
   auto* counters = static_cast<int32_t*>(p.workspace);
   NATSLM_CUDA(cudaMemsetAsync(counters, 0, kCounters * sizeof(*counters), stream));
 
-  auto* terms = reinterpret_cast<RowTerms*>(view(at.terms));
-  auto* role_terms = p.role_lse ? reinterpret_cast<RowTerms*>(view(at.role_terms)) : nullptr;
+  auto* terms = reinterpret_cast<float*>(view(at.terms));
+  auto* role_terms = p.role_lse ? reinterpret_cast<float*>(view(at.role_terms)) : nullptr;
   launch_row_terms(
       {static_cast<const __nv_bfloat16*>(p.out), static_cast<const __nv_bfloat16*>(p.dout),
        p.out_stride, p.dout_stride, p.lse, p.role_lse, p.lengths, terms, role_terms, p.batch,

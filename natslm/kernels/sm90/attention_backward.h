@@ -19,16 +19,12 @@
 
 namespace natslm::kernels::sm90 {
 
-// A query's part in every factor exp2(octaves of s - lse) * (dout . v - delta). A query that sees
-// no key, or is past its length, has lse = +inf and delta = 0, so that its factors are 0.
-struct RowTerms {
-  float lse;  // in octaves: log2(e) times the natural one
-  float delta;
-};
-
-// Rows of terms, [B * Hq] of them, start on 16 bytes.
-constexpr int64_t terms_of_row(int32_t tokens) {
-  return (int64_t{tokens} + 1) / 2 * 2;
+// What a row of queries contributes to every exp2(octaves of s - lse) * (dout . v - delta), [2, T']
+// with T' rounded up to 16 bytes: lse in octaves (log2(e) times the natural one), then delta. A
+// query that sees no key, or is past its length, has lse = +inf and delta = 0, so that its factors
+// are 0.
+constexpr int64_t row_terms_stride(int32_t tokens) {
+  return 2 * ((int64_t{tokens} + 3) / 4 * 4);
 }
 
 struct RowTermsArguments {
@@ -37,8 +33,8 @@ struct RowTermsArguments {
   const float* lse;        // [B, Hq, T], natural
   const float* role_lse;   // likewise, or null
   const int32_t* lengths;  // [B] or null
-  RowTerms* terms;         // [B * Hq, terms_of_row(T)]
-  RowTerms* role_terms;    // likewise, with role_lse; null where that is null
+  float* terms;            // [B * Hq] rows of row_terms_stride(T)
+  float* role_terms;       // likewise, with role_lse; null where that is null
   int32_t batch, q_heads, tokens, head_dim;
 };
 void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream);
@@ -47,7 +43,7 @@ void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream);
 struct KeyParallelArguments {
   CUtensorMap q, dout;  // axes D, T, Hq, B; box 64 x kTileQueries
   CUtensorMap k, v;     // axes D, place, Hkv, B; box 64 x kWarpgroupKeys
-  CUtensorMap terms;    // rows of RowTerms; box kTileQueries of them
+  CUtensorMap terms;    // axes T, lse and delta of B * Hq rows; box kTileQueries x 2
 
   const int32_t* position;  // [B, Hkv, T] by place; null: place = position
   const int32_t* last;      // [B, Hkv, T] by place
@@ -91,8 +87,8 @@ void launch_role_sums(const KeyParallelArguments& arguments, int multiprocessors
 
 // `out` with its stride is dq; lse is not used.
 struct QueryGradientArguments : ForwardArguments {
-  CUtensorMap dout;       // as q
-  const RowTerms* terms;  // [B * Hq, terms_of_row(T)]
+  CUtensorMap dout;    // as q
+  const float* terms;  // [B * Hq] rows of row_terms_stride(T)
 };
 
 // Rows of a block, as forward_rows.

@@ -32,7 +32,7 @@ struct KeyGradientConfig {
   struct alignas(kSwizzleBytes) Shared {
     KeyTiles k, v;
     QueryStage<kHeadDim> stage[kStages];
-    alignas(128) RowTerms terms[kStages][kTileQueries];
+    alignas(128) TileTerms terms[kStages];
     KeyTable<kConsumers> table[kTables];
     uint64_t full[kStages], empty[kStages];
     uint64_t full_table[kTables], empty_table[kTables];
@@ -135,11 +135,13 @@ struct KeyGradientConsumer {
     wgmma_wait<0>();
     fence_registers(factor);
     fence_registers(difference);
-    for_each_pair(shared.terms[now.stage], [&](int i, int, RowTerms of) {
-      factor[i] = fminf(exp2_fast(fmaf(factor[i], a.scale_log2, -of.lse)), a.limit) *
-                  (difference[i] - of.delta);
+    const TileTerms& terms = shared.terms[now.stage];
+    for_each_pair(terms.lse, [&](int i, float lse) {
+      factor[i] = fminf(exp2_fast(fmaf(factor[i], a.scale_log2, -lse)), a.limit);
     });
-    sums.add(table, first_key_of_thread(), now.q0, [&](int i) { return factor[i]; });
+    for_each_pair(terms.delta, [&](int i, float delta) { difference[i] -= delta; });
+    sums.add(table, first_key_of_thread(), now.q0,
+             [&](int i) { return factor[i] * difference[i]; });
   }
 
   __device__ void start_scores(PairRegisters& pairs, const Now& now) {
@@ -200,14 +202,14 @@ struct KeyGradientConsumer {
     start_scores(factor, now);
     for (;;) {
       const bool test = now.visibility == Tile::kPartial;
-      const auto& terms = shared.terms[now.stage];
+      const TileTerms& terms = shared.terms[now.stage];
       wgmma_wait<1>();  // all but the scores: weights and products before are free
       if (before >= 0) hand_back(shared.empty[before]);
       start_differences(difference, now);
       wgmma_wait<1>();  // the scores
       fence_registers(factor);
-      for_each_pair(terms, [&](int i, int, RowTerms of) {
-        factor[i] = exp2_fast(fmaf(factor[i], a.scale_log2, -of.lse));
+      for_each_pair(terms.lse, [&](int i, float lse) {
+        factor[i] = exp2_fast(fmaf(factor[i], a.scale_log2, -lse));
       });
       if (Config::kRoleSums) {
         // Role sums want the factors of hidden pairs, too.
@@ -223,7 +225,7 @@ struct KeyGradientConsumer {
 
       wgmma_wait<1>();  // the differences
       fence_registers(difference);
-      for_each_pair(terms, [&](int i, int, RowTerms of) { difference[i] -= of.delta; });
+      for_each_pair(terms.delta, [&](int i, float delta) { difference[i] -= delta; });
       if (Config::kRoleSums) {
         sums.add(table, first_key_of_thread(), now.q0,
                  [&](int i) { return fminf(factor[i], a.limit) * difference[i]; });

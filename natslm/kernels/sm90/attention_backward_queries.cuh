@@ -94,14 +94,16 @@ struct QueryGradientConsumer {
   }
 
   __device__ void gather(const QueryTile& tile, Gradient& dq) {
-    RowTerms terms[2] = {{INFINITY, 0}, {INFINITY, 0}};
+    float lse[2] = {INFINITY, INFINITY}, delta[2] = {0, 0};
     int32_t queries[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       queries[i] = tile.first_query + offset[i];
       if (exists(tile, i)) {
         const int64_t row = (int64_t{tile.batch} * a.kv_heads + tile.kv_head) * a.group + head[i];
-        terms[i] = a.terms[row * terms_of_row(a.tokens) + queries[i]];
+        const int64_t stride = row_terms_stride(a.tokens);
+        lse[i] = a.terms[row * stride + queries[i]];
+        delta[i] = a.terms[row * stride + stride / 2 + queries[i]];
       }
     }
     float factor[kPairs], difference[kPairs];
@@ -120,7 +122,7 @@ struct QueryGradientConsumer {
       hide(factor, flags, shared.position[stage], shared.last[stage], queries);
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
-        factor[i] = exp2_fast(fmaf(factor[i], a.scale_log2, -terms[i / 2 % 2].lse));
+        factor[i] = exp2_fast(fmaf(factor[i], a.scale_log2, -lse[i / 2 % 2]));
       }
       wgmma_wait<0>();
       fence_registers(difference);
@@ -130,7 +132,7 @@ struct QueryGradientConsumer {
       if (flags & kLastKeyTile) hand_back(shared.empty_q);
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
-        factor[i] *= difference[i] - terms[i / 2 % 2].delta;
+        factor[i] *= difference[i] - delta[i / 2 % 2];
       }
       round_probabilities(products, factor);
       start_output<Config>(dq, products,

@@ -75,13 +75,15 @@ __global__ void __launch_bounds__(kRowsThreads)
   for (int i = 0; i < 2; ++i) {
     if (mine[i] >= a.tokens) continue;
     const int64_t from = int64_t{head_row} * a.tokens + mine[i];
-    const int64_t to = head_row * terms_of_row(a.tokens) + mine[i];
+    const int64_t stride = row_terms_stride(a.tokens), to = head_row * stride + mine[i];
     const float lse = mine[i] < length ? a.lse[from] : -INFINITY;
     const bool sees_keys = lse != -INFINITY;
     const float difference = sees_keys ? delta[i] : 0;
-    a.terms[to] = {sees_keys ? lse * kLog2E : INFINITY, difference};
+    a.terms[to] = sees_keys ? lse * kLog2E : INFINITY;
+    a.terms[to + stride / 2] = difference;
     if (a.role_terms) {
-      a.role_terms[to] = {sees_keys ? a.role_lse[from] * kLog2E : INFINITY, difference};
+      a.role_terms[to] = sees_keys ? a.role_lse[from] * kLog2E : INFINITY;
+      a.role_terms[to + stride / 2] = difference;
     }
   }
 }

@@ -30,6 +30,11 @@ struct QueryStage {
   __nv_bfloat16 dout[kHalves][kTileQueries][kSwizzleColumns];
 };
 
+struct TileTerms {
+  float lse[kTileQueries];  // in octaves
+  float delta[kTileQueries];
+};
+
 // A block's keys. Filled by the producer; a key outside the span has position kNoPosition and
 // is never read.
 template <int kConsumers>
@@ -50,7 +55,7 @@ inline constexpr int32_t kNoPosition = kMaxPosition - kTileQueries;
 inline constexpr int kTables = 2;  // the producer is at most one block of keys ahead
 
 // Config: kHeadDim, kConsumers, kStages, Shared with
-//   QueryStage<kHeadDim> stage[kStages], RowTerms terms[kStages][kTileQueries],
+//   QueryStage<kHeadDim> stage[kStages], TileTerms terms[kStages],
 //   KeyTable<kConsumers> table[kTables], barriers full[kStages], empty[kStages],
 //   full_table[kTables], empty_table[kTables]; and, unless kKeysByStage, k, v [kConsumers][kHalves]
 //   [kWarpgroupKeys][kSwizzleColumns] with full_keys, empty_keys.
@@ -96,8 +101,8 @@ struct KeyParallelProducer {
     } else if (loads_dout()) {
       tma_load(stage.dout[half()], a.dout, full, half() * kSwizzleColumns, first, q_head, batch);
     } else if (lane == 2 * kHalves) {
-      tma_load(shared.terms[ring.stage], a.terms, full, 2 * first,
-               batch * a.kv_heads * a.group + q_head);
+      tma_load(&shared.terms[ring.stage], a.terms, full, first,
+               2 * (batch * a.kv_heads * a.group + q_head));
     }
     end_stage(full);
   }
@@ -272,18 +277,17 @@ __device__ inline void hand_back(uint64_t& empty) {
 inline constexpr int kPairsOfThread = kTileQueries / 2;
 using PairRegisters = float[kPairsOfThread];
 
-// Calls body(element, row, terms of its query).
+// Calls body(element, number of its query).
 template <class Body>
-__device__ inline void for_each_pair(const RowTerms (&terms)[kTileQueries], const Body& body) {
-  const auto* two = reinterpret_cast<const float4*>(&terms[threadIdx.x % 4 * 2]);
+__device__ inline void for_each_pair(const float (&numbers)[kTileQueries], const Body& body) {
+  const auto* two = reinterpret_cast<const float2*>(&numbers[threadIdx.x % 4 * 2]);
 #pragma unroll
   for (int n = 0; n < kTileQueries / 8; ++n) {
-    const float4 of = two[4 * n];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      body(4 * n + 2 * row, row, RowTerms{of.x, of.y});
-      body(4 * n + 2 * row + 1, row, RowTerms{of.z, of.w});
-    }
+    const float2 of = two[4 * n];
+    body(4 * n, of.x);
+    body(4 * n + 1, of.y);
+    body(4 * n + 2, of.x);
+    body(4 * n + 3, of.y);
   }
 }
 

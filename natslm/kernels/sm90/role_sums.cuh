@@ -24,7 +24,7 @@ struct RoleSumsConfig {
 
   struct alignas(kSwizzleBytes) Shared {
     QueryStage<kHeadDim> stage[kStages];
-    alignas(128) RowTerms terms[kStages][kTileQueries];
+    alignas(128) TileTerms terms[kStages];
     KeyTable<kConsumers> table[kTables];
     uint64_t full[kStages], empty[kStages];
     uint64_t full_table[kTables], empty_table[kTables];
@@ -95,14 +95,14 @@ struct RoleSumsConsumer {
     start_pairs(difference, v, matrix_descriptor(shared.stage[stage].dout[0]));
     wgmma_wait<1>();
     fence_registers(factor);
-    const auto& terms = shared.terms[stage];
-    for_each_pair(terms, [&](int i, int, RowTerms of) {
-      factor[i] = fminf(exp2_fast(fmaf(factor[i], a.scale_log2, -of.lse)), a.limit);
+    const TileTerms& terms = shared.terms[stage];
+    for_each_pair(terms.lse, [&](int i, float lse) {
+      factor[i] = fminf(exp2_fast(fmaf(factor[i], a.scale_log2, -lse)), a.limit);
     });
     wgmma_wait<0>();
     fence_registers(difference);
-    for_each_pair(terms, [&](int i, int, RowTerms of) { factor[i] *= difference[i] - of.delta; });
-    sums.add(table, first_key_of_thread(), q0, [&](int i) { return factor[i]; });
+    for_each_pair(terms.delta, [&](int i, float delta) { difference[i] -= delta; });
+    sums.add(table, first_key_of_thread(), q0, [&](int i) { return factor[i] * difference[i]; });
   }
 
   __device__ void do_block(const Table& table) {
