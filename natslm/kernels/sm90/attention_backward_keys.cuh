@@ -24,7 +24,10 @@ struct KeyGradientConfig {
   static constexpr int kConsumers = 2;
   static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
-  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  // Head size 128 takes all that its consumers can have; the producer then spills a few numbers,
+  // once a block of keys.
+  static constexpr int kProducerRegisters = kHeadDim == 64 ? 40 : 24;
+  static constexpr int kConsumerRegisters = kHeadDim == 64 ? 232 : 240;
   static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
                 register_pool(kConsumers + 1));
 
