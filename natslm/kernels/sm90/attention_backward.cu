@@ -148,12 +148,6 @@ CUtensorMap group_map(const AttentionBackward& p, const void* base, const Stride
                                 {p.batch, stride.batch, 1}});
 }
 
-// lse and delta of a tile of queries.
-CUtensorMap terms_map(const AttentionBackward& p, const float* terms) {
-  return make_row_map(terms, p.tokens, 2 * int64_t{p.batch} * p.q_heads,
-                      row_terms_stride(p.tokens) / 2, kTileQueries, 2);
-}
-
 // How many heads' blocks start at a time: so many that their queries share the L2 cache.
 int32_t heads_together(const AttentionBackward& p) {
   constexpr int64_t kCacheShare = 24 << 20;                                    // of the 50 MB
@@ -170,7 +164,7 @@ KeyParallelArguments key_parallel_arguments(const AttentionBackward& p, const Ke
   a.dout = query_map(p, p.dout, p.dout_stride);
   a.k = key_map(p, keys.k, keys.k_stride, kWarpgroupKeys);
   a.v = key_map(p, keys.v, keys.v_stride, kWarpgroupKeys);
-  a.terms = terms_map(p, terms);
+  a.terms = terms;
   a.position = keys.position;
   a.last = keys.last;
   a.ends = keys.ends;

@@ -43,7 +43,7 @@ void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream);
 struct KeyParallelArguments {
   CUtensorMap q, dout;  // axes D, T, Hq, B; box 64 x kTileQueries
   CUtensorMap k, v;     // axes D, place, Hkv, B; box 64 x kWarpgroupKeys
-  CUtensorMap terms;    // axes T, lse and delta of B * Hq rows; box kTileQueries x 2
+  const float* terms;   // [B * Hq] rows of row_terms_stride(T)
 
   const int32_t* position;  // [B, Hkv, T] by place; null: place = position
   const int32_t* last;      // [B, Hkv, T] by place

@@ -93,16 +93,31 @@ struct KeyParallelProducer {
     ring.advance();
   }
 
+  // lse and delta come through registers: a copy by TMA would have to begin at a multiple of 16
+  // bytes, and a tile may begin at any query. Queries before 0 count as zeros, as TMA reads them.
   __device__ void load_queries(int32_t batch, int32_t q_head, int32_t first) {
-    uint64_t& full = begin_stage(kStageBytes + sizeof(shared.terms[0]));
+    const int64_t stride = row_terms_stride(a.tokens);
+    const float* row = a.terms + (int64_t{batch} * a.kv_heads * a.group + q_head) * stride;
+    float lse[kTileQueries / kWarpThreads], delta[kTileQueries / kWarpThreads];
+#pragma unroll
+    for (int i = 0; i < kTileQueries / kWarpThreads; ++i) {
+      const int32_t query = first + i * kWarpThreads + lane;
+      const bool exists = query >= 0 && query < a.tokens;
+      lse[i] = exists ? row[query] : 0;
+      delta[i] = exists ? row[stride / 2 + query] : 0;
+    }
+    uint64_t& full = begin_stage(kStageBytes);
     auto& stage = shared.stage[ring.stage];
     if (loads_q()) {
       tma_load(stage.q[half()], a.q, full, half() * kSwizzleColumns, first, q_head, batch);
     } else if (loads_dout()) {
       tma_load(stage.dout[half()], a.dout, full, half() * kSwizzleColumns, first, q_head, batch);
-    } else if (lane == 2 * kHalves) {
-      tma_load(&shared.terms[ring.stage], a.terms, full, first,
-               2 * (batch * a.kv_heads * a.group + q_head));
+    }
+    TileTerms& terms = shared.terms[ring.stage];
+#pragma unroll
+    for (int i = 0; i < kTileQueries / kWarpThreads; ++i) {
+      terms.lse[i * kWarpThreads + lane] = lse[i];
+      terms.delta[i * kWarpThreads + lane] = delta[i];
     }
     end_stage(full);
   }

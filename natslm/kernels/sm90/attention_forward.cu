@@ -32,6 +32,7 @@ bool is_aligned(const void* pointer) {
 
 // Rows that TMA can address: 16-byte steps along every axis that has more than one element.
 bool has_aligned_rows(const Strides& stride, int32_t batch, int32_t heads, int32_t tokens) {
+  if (batch == 0 || tokens == 0) return true;
   const auto fits = [](int64_t size, int64_t step) {
     return size <= 1 || (step > 0 && step % 8 == 0 && step < int64_t{1} << 38);
   };

@@ -61,13 +61,4 @@ CUtensorMap make_tensor_map(const void* base, std::initializer_list<MapAxis> axe
                 CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
-CUtensorMap make_row_map(const float* base, int64_t size, int64_t rows, int64_t stride, int32_t box,
-                         int32_t box_rows) {
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(size), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * sizeof(float)};
-  const cuuint32_t boxes[] = {static_cast<cuuint32_t>(box), static_cast<cuuint32_t>(box_rows)};
-  return encode(base, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, sizes, strides, boxes,
-                CU_TENSOR_MAP_SWIZZLE_NONE);
-}
-
 }  // namespace natslm::kernels::sm90

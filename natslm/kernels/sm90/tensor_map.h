@@ -22,9 +22,4 @@ struct MapAxis {
 // refuses.
 CUtensorMap make_tensor_map(const void* base, std::initializer_list<MapAxis> axes);
 
-// Of float rows: copies bring `box` (at most 256, a multiple of 4) neighbours of each of `box_rows`
-// rows, not swizzled, and read 0 outside the array. `stride` between rows: a multiple of 4.
-CUtensorMap make_row_map(const float* base, int64_t size, int64_t rows, int64_t stride, int32_t box,
-                         int32_t box_rows);
-
 }  // namespace natslm::kernels::sm90
