@@ -9,13 +9,16 @@ namespace {
 using enum Pass;
 using enum AttentionPath;
 
-// One H200, 24 November 2026: over sorted keys both backends won at 1,024 tokens and above
+// One H200, 24 November 2026. Over sorted keys both backends won forward at 1,024 tokens and above
 // (12/12/64 with 16.6 % of the pairs visible, 32/8/128 with 13.6 and 21.7 %), and lost 2 to 17 %
-// with all pairs visible. Between 0.25 and 0.6, and below 1,024 tokens, the bounds are estimates.
+// with all pairs visible; backward with role sums the Hopper kernels took 0.410 ms over sorted keys
+// and 0.395 ms in position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities
+// between 0.25 and 0.6, and lengths below 1,024 and between 1,024 and 4,096, are estimates.
 constexpr Crossover kCrossovers[] = {
     {kForward, 0, 8, 1.00, 0, kCudaPosition},  {kForward, 0, 8, 0.60, 1024, kCudaSorted},
     {kForward, 0, 8, 1.00, 0, kSm90Position},  {kForward, 0, 8, 0.60, 1024, kSm90Sorted},
     {kBackward, 0, 8, 1.00, 0, kCudaPosition}, {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
+    {kBackward, 0, 8, 1.00, 0, kSm90Position}, {kBackward, 0, 8, 0.60, 2048, kSm90Sorted},
 };
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",

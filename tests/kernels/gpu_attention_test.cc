@@ -590,6 +590,7 @@ TEST(GpuAttention, SaysWhatItCannotDo) {
                    p.q_heads = 9;
                    if (accepts(p)) text += "\n  takes a group of 9";
                    p = good;
+                   p.tokens = 2;
                    p.k_stride.token = 65;
                    if (accepts(p)) text += "\n  takes rows that are not 16-byte aligned";
                    return text;

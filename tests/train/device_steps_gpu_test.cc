@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 
 #include "natslm/base/error.h"
@@ -165,7 +166,11 @@ TEST_F(OnTheGpu, OptionsOfTheRolesWork) {
 }
 
 TEST_F(OnTheGpu, EitherDeviceContinuesACheckpointOfTheOther) {
-  const TemporaryFolder whole_folder, folder;
+  const TemporaryFolder whole_folder, folder, host_folder, back_folder;
+  // A run is resumed from its own folder, which these stand in for.
+  for (const TemporaryFolder* f : {&folder, &host_folder, &back_folder}) {
+    std::filesystem::create_directories(checkpoint_folder(f->path()));
+  }
   Options options = options_of();
   options.checkpoint_every = 5;
   options.keep_checkpoints = 9;
@@ -186,7 +191,6 @@ TEST_F(OnTheGpu, EitherDeviceContinuesACheckpointOfTheOther) {
 
   // On the CPU, from the GPU's checkpoint, and back again.
   const auto host = model(roles::RoleSet::kGls, c10::kCPU);
-  const TemporaryFolder host_folder, back_folder;
   Trainer on_host(*host, dataset, options, host_folder.path(), {});
   on_host.resume(from(15));
   const Result by_host = on_host.run();

@@ -98,6 +98,7 @@ std::vector<DecodePart> decode_parts(const AttentionDecode& p) {
     l.kv_heads = p.kv_heads;
     l.q_heads = p.q_heads;
     l.group = p.q_heads / p.kv_heads;
+    l.scale = p.scale;
     l.scale_log2 = p.scale * kLog2e;
     l.part_start = reinterpret_cast<int32_t*>(memory + w.part_start);
     l.part_stats = reinterpret_cast<float2*>(memory + w.part_stats);
@@ -260,7 +261,7 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
       const int64_t vector = vector_of(l, item, row);
       from[half] = reinterpret_cast<const uint32_t*>(l.q + vector * kHeadDim + 2 * quad);
       at[half] = l.row_position[item.row_start + row / l.group];
-      lse[half] = l.lse[vector] * kLog2e;
+      lse[half] = l.lse[vector];
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -275,7 +276,8 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
       for (int e = 0; e < 4; ++e) {
         const int half = e / 2;
         if (exists[half] && visible(at[half], position[tile][e % 2], last[tile][e % 2])) {
-          mass[tile][e % 2] += exp2_fast(score[tile][e] * l.scale_log2 - lse[half]);
+          // The difference in natural units, so that what is rounded is small where mass is not.
+          mass[tile][e % 2] += exp2_fast(fmaf(score[tile][e], l.scale, -lse[half]) * kLog2e);
         }
       }
     }

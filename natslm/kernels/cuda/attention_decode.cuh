@@ -34,10 +34,10 @@ struct DecodeLaunch {
   __nv_bfloat16* out;           // likewise
   float* lse;                   // [rows, q_heads] or null
   int32_t lists, kv_heads, q_heads, group;
-  float scale_log2;
-  int32_t* part_start;  // [lists]: first partial row of each list
-  float2* part_stats;   // [partial rows]: highest score and sum of exp2(score - highest)
-  float* part_out;      // [partial rows, D]: sum of exp2(score - highest) * value
+  float scale, scale_log2;  // scale * log2(e)
+  int32_t* part_start;      // [lists]: first partial row of each list
+  float2* part_stats;       // [partial rows]: highest score and sum of exp2(score - highest)
+  float* part_out;          // [partial rows, D]: sum of exp2(score - highest) * value
 };
 
 // The launches that do p, one after the other, over one workspace; mostly one.
