@@ -64,9 +64,6 @@ NATSLM_HD constexpr KeyPieces whole_piece(int32_t keys) {
 
 NATSLM_HD constexpr int32_t place_of(const KeyPieces& pieces, int32_t number) {
   int32_t shift = pieces.shift[KeyPieces::kCount - 1];
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
   for (int p = KeyPieces::kCount - 2; p >= 0; --p) {
     if (number < pieces.end[p]) shift = pieces.shift[p];
   }
