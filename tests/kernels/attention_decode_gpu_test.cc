@@ -160,8 +160,8 @@ class OnDevice {
 DecodeResult run_on_gpu(const Backend& backend, Memory& memory, const DecodeCase& c,
                         const Options& o) {
   DecodeProblem problem(c);
-  OnDevice device(memory, problem, c, o);
-  device.run(backend, problem);
+  OnDevice on_gpu(memory, problem, c, o);
+  on_gpu.run(backend, problem);
   return result_of(problem, c);
 }
 

@@ -6,12 +6,11 @@
 #include <numbers>
 
 #include "natslm/kernels/checks.h"
-#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_tiles.h"
 #include "natslm/kernels/sm90/attention_backward.h"
 #include "natslm/kernels/sm90/hopper.cuh"
+#include "natslm/kernels/sm90/host_side.h"
 #include "natslm/kernels/sm90/key_tiles.h"
-#include "natslm/kernels/sm90/tensor_map.h"
 
 namespace natslm::kernels::sm90 {
 namespace {
@@ -19,48 +18,9 @@ namespace {
 using cuda::PlanShape;
 
 constexpr const char* kName = "attention_backward (sm90)";
-constexpr int32_t kMaxGroup = 8;
-constexpr size_t kWorkspaceAlignment = 256;
-
-int32_t group_of(const AttentionBackward& p) {
-  return p.q_heads / p.kv_heads;
-}
 
 PlanShape plan_of(const AttentionBackward& p) {
   return {p.batch, p.kv_heads, p.tokens, p.head_dim, kQueryGradientRows / group_of(p)};
-}
-
-bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-// Rows that TMA can address: 16-byte steps along every axis that has more than one element.
-bool has_aligned_rows(const void* array, const Strides& stride, const AttentionBackward& p,
-                      int32_t heads) {
-  const auto fits = [](int64_t size, int64_t step) {
-    return size <= 1 || (step > 0 && step % 8 == 0 && step < int64_t{1} << 38);
-  };
-  if (p.batch == 0 || p.tokens == 0) return true;
-  return is_aligned(array) && fits(p.batch, stride.batch) && fits(heads, stride.head) &&
-         fits(p.tokens, stride.token);
-}
-
-bool is_hopper() {
-  int device = 0, major = 0, minor = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
-    cudaGetLastError();  // asked and answered: the next call must not see it
-    return false;
-  }
-  return major == 9 && minor == 0;
-}
-
-int multiprocessors() {
-  int device = 0, count = 0;
-  NATSLM_CUDA(cudaGetDevice(&device));
-  NATSLM_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
 }
 
 // Counters, the key plan, the terms of the rows.
@@ -121,30 +81,11 @@ Keys prepare(const AttentionBackward& p, const PlanShape& shape, void* plan,
   return keys_by_position(p);
 }
 
-CUtensorMap key_map(const AttentionBackward& p, const void* base, const Strides& stride,
-                    int32_t rows) {
-  return make_tensor_map(base, {{p.head_dim, 1, kSwizzleColumns},
-                                {p.tokens, stride.token, rows},
-                                {p.kv_heads, stride.head, 1},
-                                {p.batch, stride.batch, 1}});
-}
-
 // Tiles of queries of one head.
 CUtensorMap query_map(const AttentionBackward& p, const void* base, const Strides& stride) {
   return make_tensor_map(base, {{p.head_dim, 1, kSwizzleColumns},
                                 {p.tokens, stride.token, kTileQueries},
                                 {p.q_heads, stride.head, 1},
-                                {p.batch, stride.batch, 1}});
-}
-
-// Tiles of queries of a whole group.
-CUtensorMap group_map(const AttentionBackward& p, const void* base, const Strides& stride,
-                      int32_t tile_queries) {
-  const int32_t group = group_of(p);
-  return make_tensor_map(base, {{p.head_dim, 1, kSwizzleColumns},
-                                {group, stride.head, group},
-                                {p.tokens, stride.token, tile_queries},
-                                {p.kv_heads, stride.head * group, 1},
                                 {p.batch, stride.batch, 1}});
 }
 

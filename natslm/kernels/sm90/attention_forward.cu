@@ -7,72 +7,16 @@
 #include "natslm/kernels/checks.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/sm90/attention_forward.h"
+#include "natslm/kernels/sm90/host_side.h"
 #include "natslm/kernels/sm90/key_tiles.h"
-#include "natslm/kernels/sm90/tensor_map.h"
 
 namespace natslm::kernels::sm90 {
 namespace {
 
 using cuda::PlanShape;
 
-constexpr int32_t kMaxGroup = 8;
-constexpr size_t kWorkspaceAlignment = 256;  // the counter has as much to itself
-
-int32_t group_of(const AttentionForward& p) {
-  return p.q_heads / p.kv_heads;
-}
-
 PlanShape plan_of(const AttentionForward& p) {
   return {p.batch, p.kv_heads, p.tokens, p.head_dim, forward_rows(p.head_dim) / group_of(p)};
-}
-
-bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
-// Rows that TMA can address: 16-byte steps along every axis that has more than one element.
-bool has_aligned_rows(const Strides& stride, int32_t batch, int32_t heads, int32_t tokens) {
-  if (batch == 0 || tokens == 0) return true;
-  const auto fits = [](int64_t size, int64_t step) {
-    return size <= 1 || (step > 0 && step % 8 == 0 && step < int64_t{1} << 38);
-  };
-  return fits(batch, stride.batch) && fits(heads, stride.head) && fits(tokens, stride.token);
-}
-
-bool is_hopper() {
-  int device = 0, major = 0, minor = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
-    cudaGetLastError();  // asked and answered: the next call must not see it
-    return false;
-  }
-  return major == 9 && minor == 0;
-}
-
-int multiprocessors() {
-  int device = 0, count = 0;
-  NATSLM_CUDA(cudaGetDevice(&device));
-  NATSLM_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
-CUtensorMap query_map(const AttentionForward& p, int32_t tile_queries) {
-  const int32_t group = group_of(p);
-  const Strides& stride = p.q_stride;
-  return make_tensor_map(p.q, {{p.head_dim, 1, 64},
-                               {group, stride.head, group},
-                               {p.tokens, stride.token, tile_queries},
-                               {p.kv_heads, stride.head * group, 1},
-                               {p.batch, stride.batch, 1}});
-}
-
-CUtensorMap key_map(const AttentionForward& p, const void* base, const Strides& stride,
-                    int32_t rows) {
-  return make_tensor_map(base, {{p.head_dim, 1, 64},
-                                {p.tokens, stride.token, rows},
-                                {p.kv_heads, stride.head, 1},
-                                {p.batch, stride.batch, 1}});
 }
 
 // K and V as the kernel reads them.
@@ -114,11 +58,10 @@ std::string_view why_not(const AttentionForward& p) {
   if (p.head_dim != 64 && p.head_dim != 128) return "head_dim must be 64 or 128";
   if (group_of(p) > kMaxGroup) return "at most 8 query heads may share a KV head";
   if (!(p.scale > 0) || !std::isfinite(p.scale)) return "scale must be positive";
-  if (!is_aligned(p.q) || !is_aligned(p.k) || !is_aligned(p.v) || !is_aligned(p.out) ||
-      !has_aligned_rows(p.q_stride, p.batch, p.q_heads, p.tokens) ||
-      !has_aligned_rows(p.k_stride, p.batch, p.kv_heads, p.tokens) ||
-      !has_aligned_rows(p.v_stride, p.batch, p.kv_heads, p.tokens) ||
-      !has_aligned_rows(p.out_stride, p.batch, p.q_heads, p.tokens)) {
+  if (!has_aligned_rows(p.q, p.q_stride, p, p.q_heads) ||
+      !has_aligned_rows(p.k, p.k_stride, p, p.kv_heads) ||
+      !has_aligned_rows(p.v, p.v_stride, p, p.kv_heads) ||
+      !has_aligned_rows(p.out, p.out_stride, p, p.q_heads)) {
     return "rows must be 16-byte aligned: strides are multiples of 8 elements, and not 0";
   }
   if (plan_of(p).work_items() > std::numeric_limits<int32_t>::max()) {
@@ -151,7 +94,7 @@ void run(const AttentionForward& p, CUstream_st* stream) {
   const Keys keys =
       prepare(p, shape, static_cast<char*>(p.workspace) + kWorkspaceAlignment, a, stream);
 
-  a.q = query_map(p, shape.tile_queries);
+  a.q = group_map(p, p.q, p.q_stride, shape.tile_queries);
   a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);
   a.v = key_map(p, keys.v, keys.v_stride, kTileKeys);
   a.k_piece = key_map(p, keys.k, keys.k_stride, kPieceKeys);
