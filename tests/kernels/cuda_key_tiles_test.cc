@@ -1,7 +1,5 @@
 // Index arithmetic of the portable GPU kernels, against its definition, for every small problem.
 // SPDX-License-Identifier: Apache-2.0
-#include "natslm/kernels/cuda/key_tiles.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,6 +7,8 @@
 #include <random>
 #include <set>
 #include <vector>
+
+#include "natslm/kernels/cuda/key_tiles.h"
 
 namespace natslm::kernels::cuda {
 namespace {
