@@ -43,44 +43,6 @@ Workspace layout(const AttentionBackward& p) {
   return w;
 }
 
-// Keys by place.
-struct Keys {
-  const void* k;
-  const void* v;
-  Strides k_stride, v_stride;
-  const int32_t* position;  // null: place = position
-  const int32_t* last;
-  const int32_t* ends;  // null: position order
-};
-
-Keys keys_by_position(const AttentionBackward& p) {
-  return {p.k, p.v, p.k_stride, p.v_stride, nullptr, p.last, nullptr};
-}
-
-// Prepares the key plan and names its parts in `to`.
-Keys prepare(const AttentionBackward& p, const PlanShape& shape, void* plan,
-             QueryGradientArguments& to, CUstream_st* stream) {
-  if (p.sorted.order) {
-    const cuda::SortedKeys sorted = cuda::sorted_keys_in(plan, shape);
-    cuda::launch_sort_keys(shape, p.k, p.k_stride, p.v, p.v_stride, p.last, p.lengths, p.sorted,
-                           sorted, stream);
-    to.position = sorted.position;
-    to.last = sorted.last;
-    to.runs = sorted.runs;
-    to.work = sorted.work;
-    const int64_t head = int64_t{p.tokens} * p.head_dim;
-    const Strides packed{head * p.kv_heads, head, p.head_dim};
-    return {sorted.k, sorted.v, packed, packed, sorted.position, sorted.last, p.sorted.ends};
-  }
-  const cuda::PositionBounds bounds = cuda::position_bounds_in(plan, shape);
-  cuda::launch_position_bounds(shape, p.last, p.lengths, bounds, stream);
-  to.last = p.last;
-  to.min_last = bounds.min_last;
-  to.max_last = bounds.max_last;
-  to.work = bounds.work;
-  return keys_by_position(p);
-}
-
 // Tiles of queries of one head.
 CUtensorMap query_map(const AttentionBackward& p, const void* base, const Strides& stride) {
   return make_tensor_map(base, {{p.head_dim, 1, kSwizzleColumns},
@@ -97,7 +59,7 @@ int32_t heads_together(const AttentionBackward& p) {
   return static_cast<int32_t>(together < 1 ? 1 : together > heads ? heads : together);
 }
 
-KeyParallelArguments key_parallel_arguments(const AttentionBackward& p, const Keys& keys,
+KeyParallelArguments key_parallel_arguments(const AttentionBackward& p, const KeysByPlace& keys,
                                             const float* terms, int32_t keys_of_block,
                                             int32_t* next_item) {
   KeyParallelArguments a{};
@@ -153,7 +115,7 @@ void launch_backward(const AttentionBackward& p, CUstream_st* stream) {
       stream);
 
   QueryGradientArguments queries{};
-  const Keys keys = prepare(p, shape, view(at.plan), queries, stream);
+  const KeysByPlace keys = prepare_keys(p, shape, view(at.plan), queries, stream);
 
   // In position order scores and differences of all pairs are at hand anyway, as long as the role
   // sums have the same normaliser.

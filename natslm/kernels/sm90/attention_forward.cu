@@ -19,37 +19,6 @@ PlanShape plan_of(const AttentionForward& p) {
   return {p.batch, p.kv_heads, p.tokens, p.head_dim, forward_rows(p.head_dim) / group_of(p)};
 }
 
-// K and V as the kernel reads them.
-struct Keys {
-  const void* k;
-  const void* v;
-  Strides k_stride, v_stride;
-};
-
-// Prepares the plan in the workspace and names its parts in `to`.
-Keys prepare(const AttentionForward& p, const PlanShape& shape, void* workspace,
-             ForwardArguments& to, CUstream_st* stream) {
-  if (p.sorted.order) {
-    const cuda::SortedKeys sorted = cuda::sorted_keys_in(workspace, shape);
-    cuda::launch_sort_keys(shape, p.k, p.k_stride, p.v, p.v_stride, p.last, p.lengths, p.sorted,
-                           sorted, stream);
-    to.position = sorted.position;
-    to.last = sorted.last;
-    to.runs = sorted.runs;
-    to.work = sorted.work;
-    const int64_t head = int64_t{p.tokens} * p.head_dim;
-    const Strides packed{head * p.kv_heads, head, p.head_dim};
-    return {sorted.k, sorted.v, packed, packed};
-  }
-  const cuda::PositionBounds bounds = cuda::position_bounds_in(workspace, shape);
-  cuda::launch_position_bounds(shape, p.last, p.lengths, bounds, stream);
-  to.last = p.last;
-  to.min_last = bounds.min_last;
-  to.max_last = bounds.max_last;
-  to.work = bounds.work;
-  return {p.k, p.v, p.k_stride, p.v_stride};
-}
-
 }  // namespace
 
 std::string_view why_not(const AttentionForward& p) {
@@ -91,8 +60,8 @@ void run(const AttentionForward& p, CUstream_st* stream) {
   ForwardArguments a{};
   a.next_item = static_cast<int32_t*>(p.workspace);
   NATSLM_CUDA(cudaMemsetAsync(a.next_item, 0, sizeof(*a.next_item), stream));
-  const Keys keys =
-      prepare(p, shape, static_cast<char*>(p.workspace) + kWorkspaceAlignment, a, stream);
+  const KeysByPlace keys =
+      prepare_keys(p, shape, static_cast<char*>(p.workspace) + kWorkspaceAlignment, a, stream);
 
   a.q = group_map(p, p.q, p.q_stride, shape.tile_queries);
   a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);

@@ -8,6 +8,8 @@
 
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/cuda/sorted_keys.h"
+#include "natslm/kernels/sm90/attention_forward.h"
 #include "natslm/kernels/sm90/tensor_map.h"
 
 namespace natslm::kernels::sm90 {
@@ -52,6 +54,46 @@ CUtensorMap group_map(const Params& p, const void* base, const Strides& stride,
                                 {p.tokens, stride.token, tile_queries},
                                 {p.kv_heads, stride.head * group, 1},
                                 {p.batch, stride.batch, 1}});
+}
+
+// Keys and values as the kernels read them, by place.
+struct KeysByPlace {
+  const void* k;
+  const void* v;
+  Strides k_stride, v_stride;
+  const int32_t* position;  // null: place = position
+  const int32_t* last;
+  const int32_t* ends;  // of the segments; null: position order
+};
+
+template <class Params>
+KeysByPlace keys_by_position(const Params& p) {
+  return {p.k, p.v, p.k_stride, p.v_stride, nullptr, p.last, nullptr};
+}
+
+// Prepares the key plan in `plan` and names its parts in `to`.
+template <class Params>
+KeysByPlace prepare_keys(const Params& p, const cuda::PlanShape& shape, void* plan,
+                         ForwardArguments& to, CUstream_st* stream) {
+  if (p.sorted.order) {
+    const cuda::SortedKeys sorted = cuda::sorted_keys_in(plan, shape);
+    cuda::launch_sort_keys(shape, p.k, p.k_stride, p.v, p.v_stride, p.last, p.lengths, p.sorted,
+                           sorted, stream);
+    to.position = sorted.position;
+    to.last = sorted.last;
+    to.runs = sorted.runs;
+    to.work = sorted.work;
+    const int64_t head = int64_t{p.tokens} * p.head_dim;
+    const Strides packed{head * p.kv_heads, head, p.head_dim};
+    return {sorted.k, sorted.v, packed, packed, sorted.position, sorted.last, p.sorted.ends};
+  }
+  const cuda::PositionBounds bounds = cuda::position_bounds_in(plan, shape);
+  cuda::launch_position_bounds(shape, p.last, p.lengths, bounds, stream);
+  to.last = p.last;
+  to.min_last = bounds.min_last;
+  to.max_last = bounds.max_last;
+  to.work = bounds.work;
+  return keys_by_position(p);
 }
 
 // Of the current device.
