@@ -99,6 +99,7 @@ class GgufFile {
   const Tensor& tensor(std::string_view name) const;            // throws Error if there is none
 
  private:
+  class Reader;
   GgufFile() = default;
 
   std::shared_ptr<const MappedFile> file_;
