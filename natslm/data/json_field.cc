@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/data/json_field.h"
+
+#include <functional>
+#include <unordered_set>
+#include <vector>
+
+namespace natslm::data {
+namespace {
+
+// The parser's own stack is on the heap, but printing and destroying values recurse.
+constexpr int kDeepest = 100;
+
+class Strictness {
+ public:
+  bool operator()(int depth, Json::parse_event_t event, Json& value) {
+    NATSLM_CHECK(depth < kDeepest, "the JSON is nested deeper than ", kDeepest, " levels");
+    if (event == Json::parse_event_t::object_start) open_.emplace_back();
+    if (event == Json::parse_event_t::object_end) open_.pop_back();
+    if (event == Json::parse_event_t::key) {
+      const auto& name = value.get_ref<const std::string&>();
+      NATSLM_CHECK(open_.back().insert(name).second, "the member \"", name, "\" is given twice");
+    }
+    return true;
+  }
+
+ private:
+  std::vector<std::unordered_set<std::string>> open_;
+};
+
+}  // namespace
+
+Json parse_json(std::string_view text) {
+  Strictness strictness;
+  try {
+    return Json::parse(text.begin(), text.end(), std::ref(strictness));
+  } catch (const Json::parse_error& error) {
+    fail("not valid JSON at byte ", error.byte, " of ", text.size(), "; truncated or damaged?");
+  } catch (const Json::exception& error) {
+    fail("not valid JSON: ", error.what());
+  }
+}
+
+}  // namespace natslm::data
