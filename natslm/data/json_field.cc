@@ -11,14 +11,16 @@ namespace {
 // The parser's own stack is on the heap, but printing and destroying values recurse.
 constexpr int kDeepest = 100;
 
+template <class AnyJson>
 class Strictness {
  public:
-  bool operator()(int depth, Json::parse_event_t event, Json& value) {
+  using Event = typename AnyJson::parse_event_t;
+  bool operator()(int depth, Event event, AnyJson& value) {
     NATSLM_CHECK(depth < kDeepest, "the JSON is nested deeper than ", kDeepest, " levels");
-    if (event == Json::parse_event_t::object_start) open_.emplace_back();
-    if (event == Json::parse_event_t::object_end) open_.pop_back();
-    if (event == Json::parse_event_t::key) {
-      const auto& name = value.get_ref<const std::string&>();
+    if (event == Event::object_start) open_.emplace_back();
+    if (event == Event::object_end) open_.pop_back();
+    if (event == Event::key) {
+      const auto& name = value.template get_ref<const std::string&>();
       NATSLM_CHECK(open_.back().insert(name).second, "the member \"", name, "\" is given twice");
     }
     return true;
@@ -28,17 +30,26 @@ class Strictness {
   std::vector<std::unordered_set<std::string>> open_;
 };
 
-}  // namespace
-
-Json parse_json(std::string_view text) {
-  Strictness strictness;
+template <class AnyJson>
+AnyJson parse(std::string_view text) {
+  Strictness<AnyJson> strictness;
   try {
-    return Json::parse(text.begin(), text.end(), std::ref(strictness));
+    return AnyJson::parse(text.begin(), text.end(), std::ref(strictness));
   } catch (const Json::parse_error& error) {
     fail("not valid JSON at byte ", error.byte, " of ", text.size(), "; truncated or damaged?");
   } catch (const Json::exception& error) {
     fail("not valid JSON: ", error.what());
   }
+}
+
+}  // namespace
+
+Json parse_json(std::string_view text) {
+  return parse<Json>(text);
+}
+
+nlohmann::ordered_json parse_ordered_json(std::string_view text) {
+  return parse<nlohmann::ordered_json>(text);
 }
 
 }  // namespace natslm::data

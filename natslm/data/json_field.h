@@ -21,6 +21,8 @@ using Json = nlohmann::json;
 // Throws Error for text that is no JSON, for a name given twice in an object (the parser would drop
 // one silently; in a vocabulary that is a damaged file), and beyond 100 levels of nesting.
 Json parse_json(std::string_view text);
+// The same, members in the order of the text.
+nlohmann::ordered_json parse_ordered_json(std::string_view text);
 
 // A JSON value and its name in the file ("model.vocab"), for messages.
 class Field {

@@ -12,8 +12,8 @@
 
 #include "natslm/base/error.h"
 #include "natslm/data/bpe_encoder.h"
-#include "natslm/data/vocabulary_json.h"
 #include "natslm/data/unicode_text.h"
+#include "natslm/data/vocabulary_json.h"
 
 namespace natslm::data {
 namespace {
