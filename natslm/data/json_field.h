@@ -62,7 +62,8 @@ class Field {
     return value_->get<double>();
   }
   int32_t id() const {
-    need(value_->is_number_unsigned() && value_->get<uint64_t>() < uint64_t{kMostTokens},
+    need(value_->is_number_integer() && value_->get<int64_t>() >= 0 &&
+             value_->get<int64_t>() < kMostTokens,
          "must be a token id, 0 .. 16777215");
     return value_->get<int32_t>();
   }

@@ -124,6 +124,7 @@ void Normalizer::add(const Field& field) {
   } else if (type == "Strip") {
     field.only({"type", "strip_left", "strip_right"});
     const bool left = field["strip_left"].flag(true), right = field["strip_right"].flag(true);
+    strips_left_ |= left;
     steps_.push_back([=](std::string& text) { strip(text, left, right); });
   } else if (type == "Prepend") {
     field.only({"type", "prepend"});

@@ -15,6 +15,7 @@
 #include "natslm/data/piece_model.h"
 #include "natslm/data/pre_tokenizer.h"
 #include "natslm/data/tokenizer_json.h"
+#include "natslm/data/unicode_classes.h"
 #include "natslm/data/vocabulary_json.h"
 
 namespace natslm::data {
@@ -291,7 +292,9 @@ void PipelineTokenizer::encode_to(std::string_view text, std::vector<int32_t>& i
   finders_[0].split(
       text,
       [&](std::string_view between) {
-        const bool first = between.data() == text.data();
+        const bool loses_beginning =
+            normalizer.strips_left() && char_at(between, 0).kind == CharClass::kSpace;
+        const bool first = between.data() == text.data() && !loses_beginning;
         std::string changed;
         if (!normalizer.changes_nothing()) {
           changed = normalizer(std::string(between));

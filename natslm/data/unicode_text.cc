@@ -171,6 +171,16 @@ constexpr CodePoints kLate[] = {
 
 // clang-format on
 
+// Letters with a small form since Unicode 16 and 17, and that of the first.
+struct LateLower {
+  uint32_t first, last, lower;
+};
+constexpr LateLower kLateLower[] = {{0x1C89, 0x1C89, 0x1C8A},    {0xA7CB, 0xA7CB, 0x264},
+                                    {0xA7CC, 0xA7CC, 0xA7CD},    {0xA7CE, 0xA7CE, 0xA7CF},
+                                    {0xA7D2, 0xA7D2, 0xA7D3},    {0xA7D4, 0xA7D4, 0xA7D5},
+                                    {0xA7DA, 0xA7DA, 0xA7DB},    {0xA7DC, 0xA7DC, 0x19B},
+                                    {0x10D50, 0x10D65, 0x10D70}, {0x16EA0, 0x16EB8, 0x16EBB}};
+
 bool contains(std::span<const CodePoints> ranges, uint32_t c) {
   const auto found = std::ranges::lower_bound(ranges, c, {}, &CodePoints::last);
   return found != ranges.end() && found->first <= c;
@@ -239,6 +249,9 @@ bool is_control(uint32_t c) {
 }
 
 void append_lower(uint32_t c, std::string& text) {
+  for (const auto& [first, last, lower] : kLateLower) {
+    if (c >= first && c <= last) return append_utf8(lower + (c - first), text);
+  }
   append_utf8(static_cast<uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))), text);
   if (c == 0x130) append_utf8(0x307, text);
 }
