@@ -200,7 +200,9 @@ void Normalizer::add_bert(const Field& field) {
   if (field["strip_accents"].flag(lowercase)) {
     steps_.push_back([](std::string& text) {
       text = normalised(text, NormalForm::kNfd);
-      drop_marks(text);
+      rewrite(text, [](const CodePoint& c, std::string_view bytes, std::string& result) {
+        if (!is_nonspacing_mark(c.value)) result += bytes;
+      });
     });
   }
   if (lowercase) steps_.push_back(lower);

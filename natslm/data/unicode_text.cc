@@ -242,6 +242,10 @@ bool is_word(const CodePoint& c) {
   return c.kind == CharClass::kLetter || contains(kOtherWord, c.value) || is_mark(c.value);
 }
 
+bool is_nonspacing_mark(uint32_t c) {
+  return is_mark(c) && utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_MN;
+}
+
 bool is_control(uint32_t c) {
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
   return category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
