@@ -171,6 +171,15 @@ constexpr CodePoints kLate[] = {
 
 // clang-format on
 
+// Since the tables (of Unicode 8) that its BertNormalizer asks for nonspacing marks and for control
+// characters.
+constexpr CodePoints kLateMarks[] = {{0x8D4, 0x8E1},     {0x1885, 0x1886},   {0x1DFB, 0x1DFB},
+                                     {0xA8C5, 0xA8C5},   {0xA9BD, 0xA9BD},   {0x1123E, 0x1123E},
+                                     {0x11438, 0x11446}, {0x11C30, 0x11C3F}, {0x11C92, 0x11CB6},
+                                     {0x1E000, 0x1E02A}, {0x1E944, 0x1E94A}};
+constexpr CodePoints kLateControls[] = {
+    {0x890, 0x891}, {0x8E2, 0x8E2}, {0x110CD, 0x110CD}, {0x13430, 0x1343F}};
+
 // Letters with a small form since Unicode 16 and 17, and that of the first.
 struct LateLower {
   uint32_t first, last, lower;
@@ -243,10 +252,13 @@ bool is_word(const CodePoint& c) {
 }
 
 bool is_nonspacing_mark(uint32_t c) {
-  return is_mark(c) && utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_MN;
+  if (c == 0x1734) return true;  // until Unicode 14
+  return is_mark(c) && !contains(kLateMarks, c) &&
+         utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_MN;
 }
 
 bool is_control(uint32_t c) {
+  if (contains(kLateControls, c)) return false;
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
   return category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
          category == UTF8PROC_CATEGORY_CO;

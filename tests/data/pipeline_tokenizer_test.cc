@@ -124,7 +124,9 @@ TEST(SentencePiece, ModelsGiveTheIdsThatSentencePieceGives) {
   for (const auto& [name, hashes] : golden.items()) {
     if (!hashes.is_object()) continue;
     const auto tokenizer = load_tokenizer(pipelines() / (name + ".model"));
-    expect_golden(*tokenizer, hashes, name, true, std::string(kEndOfText));
+    // SentencePiece writes an unknown character as a sign of its own.
+    const bool decodes = name != "unigram";
+    expect_golden(*tokenizer, hashes, name, decodes, std::string(kEndOfText));
   }
 }
 
