@@ -112,6 +112,7 @@ def kinds(ids):
             split(regex("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
                         "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")), byte_level(use_regex=False))}),
         "a pattern that matches nothing": ("bytes", {"pre_tokenizer": seq("Pre", split(regex("x*")), byte_level(use_regex=False))}),
+        "ends of lines": ("bytes", {"pre_tokenizer": seq("Pre", split(regex(r"^ +|^\w|\w$|[ \t]+$")), byte_level(use_regex=False))}),
         "llama 2": ("characters", {"normalizer": seq("Sequence", {"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS),
                                    "post_processor": bos, "decoder": LLAMA_DECODER}),
         "llama 2 without fusing": ("characters", {
@@ -256,7 +257,7 @@ def with_rules(processor, model):
     return {"version": "1.0", "truncation": None, "padding": None,
             "added_tokens": [added(i, vocabulary[i][0]) for i in range(3)],
             "normalizer": seq("Sequence", {"type": "Precompiled", "precompiled_charsmap": rules},
-                              replace(regex("^ +| +$"), ""), replace(regex(" {2,}"), " "),
+                              replace(regex(r"\A +| +\z"), ""), replace(regex(" {2,}"), " "),
                               {"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS),
             "pre_tokenizer": None, "post_processor": None, "decoder": LLAMA_DECODER,
             "model": {"type": "Unigram", "unk_id": 0, "vocab": vocabulary, "byte_fallback": False}}

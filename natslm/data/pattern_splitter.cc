@@ -161,8 +161,9 @@ class PatternSplitter::Impl {
     const std::string pattern = with_own_classes(rule.pattern);
     int error = 0;
     PCRE2_SIZE offset = 0;
+    // ^ and $ are those of lines, as in Oniguruma, which `tokenizers` uses.
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                              PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr));
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset, nullptr));
     NATSLM_CHECK(code_, "the split pattern ", rule.pattern,
                  " is refused by PCRE2: ", message_of(error));
     // Not available everywhere (a kernel may forbid executable memory): then PCRE2 interprets.

@@ -292,7 +292,7 @@ Json tokenizer_json_of(const SentencePieceModel& model) {
         {{"type", "Precompiled"}, {"precompiled_charsmap", base64_text(model.charsmap)}});
   }
   if (model.remove_extra_whitespaces) {
-    steps.push_back(replace("Regex", "^ +| +$", ""));
+    steps.push_back(replace("Regex", R"(\A +| +\z)", ""));
     steps.push_back(replace("Regex", " {2,}", " "));
   }
   if (model.add_dummy_prefix && !metaspace) {
