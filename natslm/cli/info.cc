@@ -89,7 +89,7 @@ void print_crossovers() {
   for (const kernels::Crossover& row : kernels::crossovers()) {
     table.add({std::string(name(row.pass)),
                row.head_dim == 0 ? "any" : std::to_string(row.head_dim),
-               std::to_string(row.most_group),
+               row.most_group == kernels::kAnyGroup ? "any" : std::to_string(row.most_group),
                row.every_key ? "all, known" : "up to " + percent(row.most_density, 0),
                std::to_string(row.from_tokens), std::string(name(row.path))});
   }

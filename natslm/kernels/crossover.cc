@@ -28,9 +28,9 @@ constexpr Crossover kCrossovers[] = {
     {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
     {kBackward, 0, 8, 1.00, 0, kSm90Position},
     {kBackward, 0, 8, 0.60, 2048, kSm90Sorted},
-    {kForward, 0, 8, 1.00, 0, kLibrary, true},
+    {kForward, 0, kAnyGroup, 1.00, 0, kLibrary, true},
     {kForward, 128, 8, 1.00, 16384, kSm90Position, true},
-    {kBackward, 0, 8, 1.00, 0, kLibrary, true},
+    {kBackward, 0, kAnyGroup, 1.00, 0, kLibrary, true},
 };
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",

@@ -42,10 +42,12 @@ constexpr bool is_sm90(AttentionPath path) {
   return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted;
 }
 
+inline constexpr int32_t kAnyGroup = INT32_MAX;
+
 struct Crossover {
   Pass pass;
   int32_t head_dim;     // 0: any
-  int32_t most_group;   // query heads of a KV head, at most
+  int32_t most_group;   // query heads of a KV head, at most; kAnyGroup
   double most_density;  // visible / causal pairs, at most
   int32_t from_tokens;  // T, at least
   AttentionPath path;
