@@ -100,7 +100,7 @@ TEST_F(OnGpu, EveryPolicyKeepsTheSameKeysAndAttendsAlike) {
     for (const policies::Entry& entry : policies::table()) {
       SCOPED_TRACE(std::string(entry.name) + ", group " + std::to_string(group));
       const policies::PolicyContext context{here, {roles::RoleSet::kGls, 40, 1}, 0, 420, 3};
-      for (const int32_t chunk : {16, 150}) {
+      for (const int32_t chunk : {16, 150, 400}) {  // 400: the whole prompt
         auto policy = policies::make_policy(entry.name, context);
         const int32_t limit = policy->chunk_limit() > 0 ? policy->chunk_limit() : chunk;
         cache::KvCache host(here, std::move(policy));
