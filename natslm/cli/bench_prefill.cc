@@ -26,7 +26,8 @@ namespace natslm::cli {
 namespace {
 
 struct Options {
-  Workload work;
+  Workload work;                         // all but what the list below replaces
+  std::vector<int32_t> tokens = {4096};  // of the prompts
   int32_t layers = 4;
   int32_t chunk = 0;  // 0: what suits the device
   std::string policy;
@@ -68,7 +69,7 @@ models::Config config_of(const Options& o) {
   config.head_dim = o.work.head_dim;
   config.width = o.work.heads * o.work.head_dim;
   config.hidden = 4 * config.width;
-  config.context = o.work.tokens;
+  config.context = *std::ranges::max_element(o.tokens);
   config.roles.set = roles::RoleSet::kDense;
   return config;
 }
@@ -87,7 +88,7 @@ double bytes_needed(const models::Model& model, const Options& o, double rows) {
   for (const auto& [name, tensor] : model.parameters()) weights += double(tensor.numel());
   const double keys = double(w.batch) * w.tokens * w.kv_heads * o.layers * 2 * w.head_dim;
   const models::Config& c = model.config();
-  const double widest = rows * (2.0 * c.hidden + 4.0 * c.width + c.vocabulary);
+  const double widest = rows * (2.0 * c.hidden + 8.0 * c.width + c.vocabulary);
   return 2 * (weights + 1.1 * keys + widest);
 }
 
@@ -129,32 +130,23 @@ double most_time_beside_dense(int32_t tokens) {
   return 1;
 }
 
-void run(Options o, Context& context) {
-  const c10::Device device = device_from(o.device);
-  context.measured_on(device);
-  Workload& w = o.work;
-  if (w.dtype.empty()) w.dtype = device.is_cuda() ? "bfloat16" : "float32";
-  check(w);
-  const auto model = models::make_model(config_of(o), w.seed);
-  bool with_dense = device.is_cuda();
-  if (o.chunk == 0 && device.is_cpu()) o.chunk = kChunkOnCpu;
+// Prompts of one length.
+void run_length(models::Model& model, Options o, const c10::Device& device, Context& context) {
+  const Workload& w = o.work;
+  bool with_dense = false;
   if (device.is_cuda()) {
-    NATSLM_CHECK(w.dtype == "bfloat16", "--dtype ", w.dtype,
-                 ": on a GPU keys are stored as bfloat16; give --dtype bfloat16");
-    const auto free = double(gpu_facts().free_memory);
-    with_dense = bytes_needed(*model, o, double(w.batch) * w.tokens) < 0.9 * free;
+    const auto memory = double(gpu_facts().memory);
+    with_dense = bytes_needed(model, o, double(w.batch) * w.tokens) < 0.8 * memory;
     if (o.chunk == 0) o.chunk = with_dense ? w.tokens : kChunkOfLongPrompts;
-    const double needed = bytes_needed(*model, o, double(w.batch) * o.chunk);
-    NATSLM_CHECK(needed < free, "about ", bytes(static_cast<int64_t>(needed)),
-                 " of GPU memory are needed, ", bytes(static_cast<int64_t>(free)),
-                 " are free: take fewer --layers or --tokens, or a smaller --prefill-chunk");
-    model->to(device);
-    for (const auto& [name, tensor] : model->parameters()) {
-      at::Tensor(tensor).set_data(tensor.detach().to(scalar_type(w)));
-    }
+    const double needed = bytes_needed(model, o, double(w.batch) * o.chunk);
+    NATSLM_CHECK(needed < memory, "about ", bytes(static_cast<int64_t>(needed)),
+                 " of GPU memory are needed, there are ", bytes(static_cast<int64_t>(memory)),
+                 ": take fewer --layers or --tokens, or a smaller --prefill-chunk");
+  } else if (o.chunk == 0) {
+    o.chunk = kChunkOnCpu;
   }
-  const policies::PolicyContext facts = {.shape = cache_shape(*model, w, device),
-                                         .roles = model->config().roles,
+  const policies::PolicyContext facts = {.shape = cache_shape(model, w, device),
+                                         .roles = model.config().roles,
                                          .context = w.tokens,
                                          .seed = w.seed};
   const auto ours = [&]() -> std::unique_ptr<cache::Policy> {
@@ -162,15 +154,15 @@ void run(Options o, Context& context) {
     return policies::make_policy(o.policy, facts);
   };
   const at::Tensor tokens =
-      at::randint(model->config().vocabulary, {w.batch, w.tokens}, at::kLong).to(device);
+      at::randint(model.config().vocabulary, {w.batch, w.tokens}, at::kLong).to(device);
 
   cache::Usage end, peak, full_end, full_peak;
   std::vector<std::function<void()>> sides = {
-      [&] { end = prefill(*model, ours(), tokens, o, peak); },
+      [&] { end = prefill(model, ours(), tokens, o, peak); },
       [&] {
-        full_end = prefill(*model, policies::make_policy("full", facts), tokens, o, full_peak);
+        full_end = prefill(model, policies::make_policy("full", facts), tokens, o, full_peak);
       }};
-  if (with_dense) sides.push_back([&] { dense_pass(*model, tokens); });
+  if (with_dense) sides.push_back([&] { dense_pass(model, tokens); });
   const std::vector<Timing> times = time_in_turn(sides, w.repeat, device);
   BenchResult result;
   result.baseline = "full";
@@ -206,6 +198,27 @@ void run(Options o, Context& context) {
   }
 }
 
+void run(Options o, Context& context) {
+  const c10::Device device = device_from(o.device);
+  context.measured_on(device);
+  Workload& w = o.work;
+  if (w.dtype.empty()) w.dtype = device.is_cuda() ? "bfloat16" : "float32";
+  check(w);
+  NATSLM_CHECK(device.is_cpu() || w.dtype == "bfloat16", "--dtype ", w.dtype,
+               ": on a GPU keys are stored as bfloat16; give --dtype bfloat16");
+  const auto model = models::make_model(config_of(o), w.seed);
+  if (device.is_cuda()) {
+    for (const auto& [name, tensor] : model->parameters()) {
+      at::Tensor(tensor).set_data(tensor.detach().to(scalar_type(w)));
+    }
+    model->to(device);
+  }
+  for (const int32_t tokens : o.tokens) {
+    w.tokens = tokens;
+    run_length(*model, o, device, context);
+  }
+}
+
 }  // namespace
 
 void add_bench_prefill(CLI::App& bench, Context& context) {
@@ -215,6 +228,9 @@ void add_bench_prefill(CLI::App& bench, Context& context) {
       [o, &context] { run(*o, context); });
   o->work.dtype.clear();
   add_workload_options(command, o->work);
+  command.remove_option(command.get_option("--tokens"));
+  command.add_option("--tokens", o->tokens, "lengths of the prompts, one after the other")
+      ->check(CLI::Range(1, 1 << 22));
   command.get_option("--dtype")->description(
       "of keys and values (GPU: of all); empty: the device's usual");
   add_device_option(command, o->device);
