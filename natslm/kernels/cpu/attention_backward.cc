@@ -123,11 +123,12 @@ struct Scratch {
   float *q_columns, *dout_columns, *dq_columns;  // [blocks][D][kBlockRows]
   float *k, *v;                                  // [kBatch][kRowStride]
   float *score, *dscore;                         // [kBatch][kBlockRows]: q . k, dout . v
-  float *lse, *role_lse, *delta;                 // [rows]; lse = +inf makes a row add nothing
-  float* row_major;                              // [kBlockRows][D]
-  float* out_columns;                            // [D][kBlockRows]
-  float* g_sum;      // [kBatch][kLanes]: sum of g over the tile's rows, lane by lane
-  float* g_partial;  // [horizons][kBatch][kLanes]: of the rows up to a horizon inside the tile
+  float *lse, *role_lse;  // [rows]: log2 of the sums; +inf makes a row add nothing
+  float* delta;           // [rows]
+  float* row_major;       // [kBlockRows][D]
+  float* out_columns;     // [D][kBlockRows]
+  float* g_sum;           // [kBatch][kLanes]: sum of g over the tile's rows, lane by lane
+  float* g_partial;       // [horizons][kBatch][kLanes]: of the rows up to a horizon inside the tile
   Slots whole, partial;
   std::vector<int32_t> position;  // [rows]; past the tile: -1, which sees no key
   std::vector<int32_t> keys;      // to walk over, ascending
@@ -227,8 +228,8 @@ class Tile {
       if (!used) continue;
       const int64_t at = (int64_t{b_} * p_.q_heads + query_head(r)) * p_.tokens + query(r);
       if (p_.lse[at] == -kInfinity) continue;
-      s_.lse[r] = p_.lse[at];
-      s_.role_lse[r] = p_.role_lse ? p_.role_lse[at] : p_.lse[at];
+      s_.lse[r] = p_.lse[at] * kLog2E;
+      s_.role_lse[r] = p_.role_lse ? p_.role_lse[at] * kLog2E : s_.lse[r];
     }
     for (int block = 0; block < plan_.blocks; ++block) {
       for (int piece = 0; piece < plan_.pieces; ++piece) {
@@ -361,10 +362,10 @@ class Tile {
     }
   }
 
-  // exp(scale * product - lse), which is at most 1 for visible keys.
+  // e^(scale * product) / 2^lse, which is at most 1 for visible keys.
   Vec factor(Vec product, Vec lse) const {
-    const Vec x = hn::MulSub(product, hn::Set(kFloats, p_.scale), lse);
-    return exp(hn::Min(hn::Set(kFloats, p_.limit_factor ? 0.0f : 89.0f), x));
+    const Vec x = hn::MulSub(product, hn::Set(kFloats, p_.scale * kLog2E), lse);
+    return exp2(hn::Min(hn::Set(kFloats, p_.limit_factor ? 0.0f : 128.0f), x));
   }
 
   hn::Mask<Floats> hidden(const Key& key, hn::Vec<Ints> position) const {

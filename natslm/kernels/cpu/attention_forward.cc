@@ -19,6 +19,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numbers>
 #include <numeric>
 #include <vector>
 
@@ -49,10 +50,11 @@ struct Plan {
         rows(tile * group),
         head_dim(p.head_dim),
         query_factor(p.scale > 0 ? 1.0f : p.scale),
-        scale(p.scale > 0 ? p.scale : 1.0f) {}
+        exponent_scale((p.scale > 0 ? p.scale : 1.0f) * kLog2E) {}
   int group, tile, blocks, rows, head_dim;
-  float query_factor;  // of packed queries: 1, so that they stay exact, where the scale allows it
-  float scale;  // what is left to multiply a score with; positive, so that maxima stay maxima
+  float query_factor;    // of packed queries: 1, so that they stay exact, where the scale allows it
+  float exponent_scale;  // what is left to multiply a score with, times log2 e; positive, so that
+                         // maxima stay maxima
 };
 
 // What a worker needs for one task; kept from task to task.
@@ -78,7 +80,8 @@ struct Scratch {
   float* v;          // [kBatch][kRowStride]
   float* score;      // [kBatch][kBlockRows]: q . k, then weights
   float* row_major;  // [kBlockRows][D]
-  float* max;        // [blocks][kBlockRows]: largest score so far; lse in the mass pass
+  float* max;        // [blocks][kBlockRows]: largest exponent so far; log2 of the sum in the mass
+                     // pass
   float* sum;        // [blocks][kBlockRows]: of the weights
   std::vector<int32_t> position;  // [blocks][kBlockRows]; past the tile: -1, which sees no key
   std::vector<int32_t> keys;      // the gathered keys
@@ -152,10 +155,10 @@ class Tile {
     return (int64_t{b_} * p_.q_heads + query_head(r)) * p_.tokens + q0_ + r / plan_.group;
   }
 
-  // exp(scale * product - normaliser).
+  // e^(scale * product) / 2^normaliser.
   Vec weight(const float* product, Vec normaliser) const {
-    const Vec x = hn::MulSub(hn::Load(kFloats, product), hn::Set(kFloats, plan_.scale), normaliser);
-    return exp(x);
+    return exp2(
+        hn::MulSub(hn::Load(kFloats, product), hn::Set(kFloats, plan_.exponent_scale), normaliser));
   }
 
   void read_queries() {
@@ -182,7 +185,7 @@ class Tile {
   void read_normalisers() {
     for (int r = 0; r < plan_.rows; ++r) {
       const float lse = r < row_count() ? p_.lse[lse_at(r)] : -kInfinity;
-      s_.max[r] = lse == -kInfinity ? kInfinity : lse;
+      s_.max[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
     }
   }
 
@@ -282,8 +285,8 @@ class Tile {
         max1 = hn::Max(max1, hn::Load(kFloats, score + (i + 1) * kBlockRows));
       }
       const Vec new_max =
-          hn::Max(old_max, hn::Mul(hn::Set(kFloats, plan_.scale), hn::Max(max0, max1)));
-      const Vec correction = exp(hn::Sub(old_max, new_max));
+          hn::Max(old_max, hn::Mul(hn::Set(kFloats, plan_.exponent_scale), hn::Max(max0, max1)));
+      const Vec correction = exp2(hn::Sub(old_max, new_max));
       Vec sum0 = hn::Mul(correction, hn::Load(kFloats, sum)), sum1 = hn::Zero(kFloats);
       for (int i = 0; i < slots; i += 2) {
         float* s = score + i * kBlockRows;
@@ -356,7 +359,9 @@ class Tile {
         const int r = block * kBlockRows + i;
         const float sum = s_.sum[r];
         const bool sees_nothing = sum == 0;
-        p_.lse[lse_at(r)] = sees_nothing ? -kInfinity : s_.max[r] + std::log(sum);
+        p_.lse[lse_at(r)] = sees_nothing
+                                ? -kInfinity
+                                : static_cast<float>(s_.max[r] * std::numbers::ln2 + std::log(sum));
         write_row(s_.row_major + i * d, d, sees_nothing ? 0.0f : 1 / sum, p_.out, p_.dtype,
                   row(p_.out_stride, b_, query_head(r), q0_ + r / plan_.group));
       }
