@@ -36,8 +36,10 @@ namespace natslm::kernels::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int kTileRows = 192;
 constexpr int kBatch = 64;  // keys packed together: with their values 32 KB at 64 channels
+// A tall tile packs a key for more rows, but keys that only some of its queries see cost it more,
+// and few tiles keep few workers busy: bounds of a tile's rows, and how many tiles between them.
+constexpr int kFewestRows = 192, kMostRows = 576, kTilesOfText = 32;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -45,7 +47,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Plan {
   explicit Plan(const AttentionForward& p)
       : group(p.q_heads / p.kv_heads),
-        tile(tile_of(group, kTileRows)),
+        tile(tile_of(group, std::clamp(p.tokens / kTilesOfText * group, kFewestRows, kMostRows))),
         blocks(tile * group / kBlockRows),
         rows(tile * group),
         head_dim(p.head_dim),
