@@ -334,38 +334,65 @@ class Tile {
                      d, s_.score);
     products_of_rows(s_.v + g * kGroup * kRowStride,
                      s_.dout_columns + int64_t{block} * d * kBlockRows, d, s_.dscore);
-    for (int n = 0; n < kVectors; ++n) {
-      const int r = block * kBlockRows + n * kLanes;
-      const auto position = hn::LoadU(kInts, s_.position.data() + r);
-      const Vec lse = hn::Load(kFloats, s_.lse + r), delta = hn::Load(kFloats, s_.delta + r);
-      for (int m = 0; m < kGroup; ++m) {
-        const Key& key = keys_[g * kGroup + m];
-        const Vec score = hn::Load(kFloats, s_.score + m * kBlockRows + n * kLanes);
-        const Vec difference =
-            hn::Sub(hn::Load(kFloats, s_.dscore + m * kBlockRows + n * kLanes), delta);
-        const Vec p = factor(score, lse);
-        if (p_.horizon_count > 0) {
-          const Vec first_factor =
-              p_.role_lse ? factor(score, hn::Load(kFloats, s_.role_lse + r)) : p;
-          add_g(g * kGroup + m, position, hn::Mul(first_factor, difference));
+    const int r = block * kBlockRows;
+    const float *lse = s_.lse + r, *role_lse = s_.role_lse + r, *delta = s_.delta + r;
+    const int32_t* position = s_.position.data() + r;
+    const bool with_roles = p_.horizon_count > 0, two_normalisers = with_roles && p_.role_lse;
+    const Vec scale = hn::Set(kFloats, p_.scale * kLog2E);
+    const Vec limit = hn::Set(kFloats, p_.limit_factor ? 0.0f : 128.0f);
+    // One key at a time: what is decided about it is decided once for all its vectors.
+    for (int m = 0; m < kGroup; ++m) {
+      const Key& key = keys_[g * kGroup + m];
+      const float *score = s_.score + m * kBlockRows, *dscore = s_.dscore + m * kBlockRows;
+      Vec p[kVectors], difference[kVectors], gradient[kVectors];
+      factors(score, scale, lse, limit, p);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) {
+        difference[n] =
+            hn::Sub(hn::Load(kFloats, dscore + n * kLanes), hn::Load(kFloats, delta + n * kLanes));
+        gradient[n] = hn::Mul(p[n], difference[n]);
+      }
+      if (with_roles) {
+        if (two_normalisers) {
+          Vec first_factor[kVectors];
+          factors(score, scale, role_lse, limit, first_factor);
+          for (int n = 0; n < kVectors; ++n) {
+            first_factor[n] = hn::Mul(first_factor[n], difference[n]);
+          }
+          add_g(g * kGroup + m, position, first_factor);
+        } else {
+          add_g(g * kGroup + m, position, gradient);
         }
-        if (!key.slots || block < key.slots->first_block[key.slot] ||
-            block >= key.slots->end_block[key.slot]) {
-          continue;
+      }
+      if (!key.slots) continue;
+      const Slots& slots = *key.slots;
+      if (block < slots.first_block[key.slot] || block >= slots.end_block[key.slot]) continue;
+      float* to_p = slots.at(slots.p, block, key.slot);
+      float* to_ds = slots.at(slots.ds, block, key.slot);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) {
+        if (!key.full) {
+          const auto unseen = hidden(key, hn::LoadU(kInts, position + n * kLanes));
+          p[n] = hn::IfThenZeroElse(unseen, p[n]);
+          gradient[n] = hn::Mul(p[n], difference[n]);
         }
-        const Vec seen = key.full ? p : hn::IfThenZeroElse(hidden(key, position), p);
-        const Slots& slots = *key.slots;
-        hn::Store(seen, kFloats, slots.at(slots.p, block, key.slot) + n * kLanes);
-        hn::Store(hn::Mul(seen, difference), kFloats,
-                  slots.at(slots.ds, block, key.slot) + n * kLanes);
+        hn::Store(p[n], kFloats, to_p + n * kLanes);
+        hn::Store(gradient[n], kFloats, to_ds + n * kLanes);
       }
     }
   }
 
-  // e^(scale * product) / 2^lse, which is at most 1 for visible keys.
-  Vec factor(Vec product, Vec lse) const {
-    const Vec x = hn::MulSub(product, hn::Set(kFloats, p_.scale * kLog2E), lse);
-    return exp2(hn::Min(hn::Set(kFloats, p_.limit_factor ? 0.0f : 128.0f), x));
+  // min(e^(scale * product) / 2^lse, limit); `scale` comes times log2 e and `limit` is a power of
+  // two. It is at most 1 for visible keys.
+  static void factors(const float* product, Vec scale, const float* lse, Vec limit,
+                      Vec (&factor)[kVectors]) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) {
+      const Vec x = hn::MulSub(hn::Load(kFloats, product + n * kLanes), scale,
+                               hn::Load(kFloats, lse + n * kLanes));
+      factor[n] = hn::Min(limit, x);
+    }
+    exp2(factor);
   }
 
   hn::Mask<Floats> hidden(const Key& key, hn::Vec<Ints> position) const {
@@ -373,21 +400,41 @@ class Tile {
                                           hn::Gt(position, hn::Set(kInts, key.last))));
   }
 
-  void add_g(int i, hn::Vec<Ints> position, Vec g) {
-    const Key& key = keys_[i];
-    if (!key.past) {
-      const auto before = hn::Gt(hn::Set(kInts, key.j), position);
-      g = hn::IfThenZeroElse(hn::RebindMask(kFloats, before), g);
+  // `g` of a key and a block of rows goes to the key's sums.
+  HWY_INLINE void add_g(int i, const int32_t* position, const Vec (&g)[kVectors]) {
+    if (keys_[i].past && !keys_[i].ending) {
+      add_to_lanes(g, s_.g_sum + i * kLanes);
+    } else {
+      add_part_of_g(i, position, g);
     }
-    float* sum = s_.g_sum + i * kLanes;
-    hn::Store(hn::Add(hn::Load(kFloats, sum), g), kFloats, sum);
+  }
+
+  // The same when not all rows count for all sums.
+  HWY_NOINLINE void add_part_of_g(int i, const int32_t* position, const Vec (&g)[kVectors]) {
+    const Key& key = keys_[i];
+    Vec causal[kVectors];
+    for (int n = 0; n < kVectors; ++n) {
+      const auto before = hn::Gt(hn::Set(kInts, key.j), hn::LoadU(kInts, position + n * kLanes));
+      causal[n] = hn::IfThenZeroElse(hn::RebindMask(kFloats, before), g[n]);
+    }
+    add_to_lanes(causal, s_.g_sum + i * kLanes);
     if (!key.ending) return;
     for (int h = 0; h < p_.horizon_count; ++h) {
-      const auto after = hn::Gt(position, hn::Set(kInts, horizon(h, key.j)));
-      float* partial = s_.g_partial + (h * kBatch + i) * kLanes;
-      const Vec kept = hn::IfThenZeroElse(hn::RebindMask(kFloats, after), g);
-      hn::Store(hn::Add(hn::Load(kFloats, partial), kept), kFloats, partial);
+      const auto end = hn::Set(kInts, horizon(h, key.j));
+      Vec kept[kVectors];
+      for (int n = 0; n < kVectors; ++n) {
+        const auto after = hn::Gt(hn::LoadU(kInts, position + n * kLanes), end);
+        kept[n] = hn::IfThenZeroElse(hn::RebindMask(kFloats, after), causal[n]);
+      }
+      add_to_lanes(kept, s_.g_partial + (h * kBatch + i) * kLanes);
     }
+  }
+
+  static HWY_INLINE void add_to_lanes(const Vec (&x)[kVectors], float* to) {
+    Vec sum = x[0];
+#pragma GCC unroll 4
+    for (int n = 1; n < kVectors; ++n) sum = hn::Add(sum, x[n]);
+    hn::Store(hn::Add(hn::Load(kFloats, to), sum), kFloats, to);
   }
 
   void add_role_sums() {

@@ -56,23 +56,33 @@ constexpr float kLog2E = std::numbers::log2e_v<float>;
 // Adding it to x leaves round(x) + 127 in the low bits: the biased exponent of a float.
 constexpr float kExponentMagic = 12582912.0f + 127.0f;
 
-// 2^x for x <= 128 to 2e-7; exactly 0 from -127 on and exactly 1 at 0. NaN stays NaN. Eleven
-// vectors of it cost as much as one of scores over 64 channels, so every instruction shows: callers
-// fold log2 e into a factor that they multiply with anyway, and the polynomial is no longer than
-// float needs.
-HWY_INLINE Vec exp2(Vec x) {
-  x = hn::Max(hn::Set(kFloats, -127.0f), x);
+// x[u] = 2^x[u] for x <= 128 to 2e-7; exactly 0 from -127 on and exactly 1 at 0. NaN stays NaN.
+// Some eleven of these cost as much as a vector of scores over 64 channels, so every instruction
+// shows: callers fold log2 e into a factor that they multiply with anyway, and the polynomial is no
+// longer than float needs.
+template <int kN>
+HWY_INLINE void exp2(Vec (&x)[kN]) {
   const Vec magic = hn::Set(kFloats, kExponentMagic);
-  const Vec shifted = hn::Add(x, magic);
-  const Vec r = hn::Sub(x, hn::Sub(shifted, magic));
-  // Smallest largest relative error of 1 + r q(r) on [-1/2, 1/2]: 9e-8.
-  Vec p = hn::Set(kFloats, 1.326472910e-03f);
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 9.671512640e-03f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 5.550733737e-02f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 2.402224209e-01f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 6.931469776e-01f));
-  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
-  return hn::Mul(p, hn::BitCast(kFloats, hn::ShiftLeft<23>(hn::BitCast(kInts, shifted))));
+#pragma GCC unroll 8
+  for (int u = 0; u < kN; ++u) {
+    x[u] = hn::Max(hn::Set(kFloats, -127.0f), x[u]);
+    const Vec shifted = hn::Add(x[u], magic);
+    const Vec r = hn::Sub(x[u], hn::Sub(shifted, magic));
+    // Smallest largest relative error of 1 + r q(r) on [-1/2, 1/2]: 9e-8.
+    Vec p = hn::Set(kFloats, 1.326472910e-03f);
+    p = hn::MulAdd(p, r, hn::Set(kFloats, 9.671512640e-03f));
+    p = hn::MulAdd(p, r, hn::Set(kFloats, 5.550733737e-02f));
+    p = hn::MulAdd(p, r, hn::Set(kFloats, 2.402224209e-01f));
+    p = hn::MulAdd(p, r, hn::Set(kFloats, 6.931469776e-01f));
+    p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
+    const auto power = hn::ShiftLeft<23>(hn::BitCast(kInts, shifted));
+    x[u] = hn::Mul(p, hn::BitCast(kFloats, power));
+  }
+}
+HWY_INLINE Vec exp2(Vec x) {
+  Vec one[] = {x};
+  exp2(one);
+  return one[0];
 }
 
 // sum[m][n] += sum over i < count of a(m, i) * b[i][n], where a(m, i) is a[m * stride + i] (kByRow:
