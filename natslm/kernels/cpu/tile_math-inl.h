@@ -14,7 +14,6 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
-#include <numbers>
 #include <numeric>
 
 #include "natslm/base/dtype.h"
@@ -51,38 +50,38 @@ constexpr int tile_of(int group, int min_rows) {
   return (min_rows + group * step - 1) / (group * step) * step;
 }
 
-constexpr float kLog2E = std::numbers::log2e_v<float>;
-
 // Adding it to x leaves round(x) + 127 in the low bits: the biased exponent of a float.
 constexpr float kExponentMagic = 12582912.0f + 127.0f;
 
-// x[u] = 2^x[u] for x <= 128 to 2e-7; exactly 0 from -127 on and exactly 1 at 0. NaN stays NaN.
-// Some eleven of these cost as much as a vector of scores over 64 channels, so every instruction
-// shows: callers fold log2 e into a factor that they multiply with anyway, and the polynomial is no
-// longer than float needs.
-template <int kN>
-HWY_INLINE void exp2(Vec (&x)[kN]) {
-  const Vec magic = hn::Set(kFloats, kExponentMagic);
-#pragma GCC unroll 8
-  for (int u = 0; u < kN; ++u) {
-    x[u] = hn::Max(hn::Set(kFloats, -127.0f), x[u]);
-    const Vec shifted = hn::Add(x[u], magic);
-    const Vec r = hn::Sub(x[u], hn::Sub(shifted, magic));
-    // Smallest largest relative error of 1 + r q(r) on [-1/2, 1/2]: 9e-8.
-    Vec p = hn::Set(kFloats, 1.326472910e-03f);
-    p = hn::MulAdd(p, r, hn::Set(kFloats, 9.671512640e-03f));
-    p = hn::MulAdd(p, r, hn::Set(kFloats, 5.550733737e-02f));
-    p = hn::MulAdd(p, r, hn::Set(kFloats, 2.402224209e-01f));
-    p = hn::MulAdd(p, r, hn::Set(kFloats, 6.931469776e-01f));
-    p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
-    const auto power = hn::ShiftLeft<23>(hn::BitCast(kInts, shifted));
-    x[u] = hn::Mul(p, hn::BitCast(kFloats, power));
-  }
+// 2^r times the power of two in the low bits of `shifted`, for |r| <= 1/2.
+HWY_INLINE Vec exp2_of_rest(Vec r, Vec shifted) {
+  // Smallest largest relative error of 1 + r q(r) on [-1/2, 1/2]: 9e-8, 2e-7 with the roundings. A
+  // seventh coefficient would make it 2e-9, hardly better than the float that it ends in.
+  Vec p = hn::Set(kFloats, 1.326472910e-03f);
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 9.671512640e-03f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 5.550733737e-02f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 2.402224209e-01f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 6.931469776e-01f));
+  p = hn::MulAdd(p, r, hn::Set(kFloats, 1.0f));
+  return hn::Mul(p, hn::BitCast(kFloats, hn::ShiftLeft<23>(hn::BitCast(kInts, shifted))));
 }
+
+// e^x for x <= 89: the nearer to 0 the better, exactly 1 there, to 2e-7 and 2e-8 |x|; exactly 0
+// from -88.1 on, inf from 88.8 on. NaN stays NaN. Log2 e folded into the caller's factor of x would
+// save one instruction, but scores of hundreds are then no longer exact before they cancel.
+HWY_INLINE Vec exp(Vec x) {
+  x = hn::Max(hn::Set(kFloats, -88.1f), x);
+  const Vec magic = hn::Set(kFloats, kExponentMagic), log2e = hn::Set(kFloats, 1.44269504f);
+  const Vec shifted = hn::MulAdd(x, log2e, magic);
+  return exp2_of_rest(hn::MulSub(x, log2e, hn::Sub(shifted, magic)), shifted);
+}
+
+// 2^x for x <= 128 to 2e-7; exactly 0 from -127 on. NaN stays NaN.
 HWY_INLINE Vec exp2(Vec x) {
-  Vec one[] = {x};
-  exp2(one);
-  return one[0];
+  x = hn::Max(hn::Set(kFloats, -127.0f), x);
+  const Vec magic = hn::Set(kFloats, kExponentMagic);
+  const Vec shifted = hn::Add(x, magic);
+  return exp2_of_rest(hn::Sub(x, hn::Sub(shifted, magic)), shifted);
 }
 
 // sum[m][n] += sum over i < count of a(m, i) * b[i][n], where a(m, i) is a[m * stride + i] (kByRow:
