@@ -9,6 +9,8 @@
 #include <ATen/ops/randn_like.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -23,6 +25,7 @@
 #include "natslm/kernels/crossover.h"
 #include "natslm/ops/attention.h"
 #include "natslm/roles/assign_roles.h"
+#include "natslm/train/device.h"
 
 namespace natslm::cli {
 
@@ -177,6 +180,26 @@ std::vector<PassTimes> time_sides(std::vector<Side>& sides, bool backward, int32
     result[i].both = times[i * passes + 2];
   }
   return result;
+}
+
+// Adds how long it takes to make the lifetimes: launched and, on a GPU, recorded as a graph as in a
+// model's step. (The host takes longer to launch one call than the device to do it.)
+void add_lifetimes(const std::function<void()>& call, int32_t repeat, const c10::Device& device,
+                   nlohmann::ordered_json& more) {
+  const double launched = time_in_turn({call}, repeat, device)[0].median();
+  if (!device.is_cuda()) {
+    more["lifetimes_ms"] = launched;
+    return;
+  }
+  constexpr int kCalls = 20;
+  const c10::impl::VirtualGuardImpl streams(device.type());
+  const c10::StreamGuard guard(streams.getStreamFromGlobalPool(device));
+  const auto graph = train::record_launches([&] {
+    for (int i = 0; i < kCalls; ++i) call();
+  });
+  const Timing replayed = time_in_turn({[&] { graph->replay(); }}, repeat, device)[0];
+  more["lifetimes_ms"] = replayed.median() / kCalls;
+  more["lifetimes_launched_ms"] = launched;
 }
 
 // ------------------------------------------------------------------ one problem
@@ -443,7 +466,7 @@ void run_problem(const Workload& w, const Options& o, const c10::Device& device,
   nlohmann::ordered_json more = {{"forward_path", forward_path}};
   if (o.backward) more["backward_path"] = backward_path;
   if (device.is_cuda()) more["clock_mhz"] = gpu_clock_mhz();
-  more["lifetimes_ms"] = time_in_turn({problem.lifetimes(roles)}, w.repeat, device)[0].median();
+  add_lifetimes(problem.lifetimes(roles), w.repeat, device, more);
   if (w.uneven) {
     const auto a_pair = [&](const PassTimes& t, const Work& done) {
       return (o.backward ? t.both : t.forward).median() / done.live_pairs;

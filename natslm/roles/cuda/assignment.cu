@@ -322,17 +322,13 @@ __device__ void live(const Problem& p, const Place& at, const uint8_t* roles, Li
       for (int s = 0; s < kSegments; ++s) mine.keys[s] += segment == s;
     }
     p.last[base + t] = last;
-    if (p.horizons) {
-      p.horizons[base + t] = as_global;
-      p.horizons[plane + base + t] = as_local;
-      p.horizons[2 * plane + base + t] = as_sliding;
-    }
+    p.horizons[base + t] = as_global;
+    p.horizons[plane + base + t] = as_local;
+    p.horizons[2 * plane + base + t] = as_sliding;
     p.roles[base + t] = static_cast<int8_t>(max(role, int32_t{kGlobal}));
-    if (p.onehot) {
-      float* onehot = p.onehot + (base + t) * kRoles;
+    float* onehot = p.onehot + (base + t) * kRoles;
 #pragma unroll
-      for (int r = 0; r < kRoles; ++r) onehot[r] = role == r ? 1.0f : 0.0f;
-    }
+    for (int r = 0; r < kRoles; ++r) onehot[r] = role == r ? 1.0f : 0.0f;
   }
 
   mine.pairs = warp_sum(mine.pairs);
