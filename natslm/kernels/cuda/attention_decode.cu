@@ -28,9 +28,9 @@ int32_t sequences_per_launch(const AttentionDecode& p) {
   return std::max(1, kMaxLists / p.kv_heads);
 }
 
-// Where the arrays of the workspace begin. Launches follow each other and share all but lse.
+// Where the arrays of the workspace begin. Launches follow each other and share all but row_stats.
 struct Workspace {
-  size_t part_start = 0, part_stats = 0, part_out = 0, lse = 0, bytes = 0;
+  size_t part_start = 0, part_stats = 0, part_out = 0, row_stats = 0, bytes = 0;
 };
 
 Workspace workspace_of(const AttentionDecode& p) {
@@ -46,9 +46,9 @@ Workspace workspace_of(const AttentionDecode& p) {
   Workspace w;
   w.part_stats = aligned(sizeof(int32_t) * std::min(step, p.batch) * p.kv_heads);
   w.part_out = aligned(w.part_stats + sizeof(float2) * most);
-  w.lse = aligned(w.part_out + sizeof(float) * most * p.head_dim);
-  w.bytes = w.lse;
-  if (p.mass && p.lse == nullptr) w.bytes += sizeof(float) * int64_t{p.rows} * p.q_heads;
+  w.row_stats = aligned(w.part_out + sizeof(float) * most * p.head_dim);
+  w.bytes = w.row_stats;
+  if (p.mass) w.bytes += sizeof(float2) * int64_t{p.rows} * p.q_heads;
   return w;
 }
 
@@ -95,12 +95,11 @@ std::vector<DecodePart> decode_parts(const AttentionDecode& p) {
     l.q = static_cast<const __nv_bfloat16*>(p.q);
     l.out = static_cast<__nv_bfloat16*>(p.out);
     l.lse = p.lse;
-    if (p.mass && p.lse == nullptr) l.lse = reinterpret_cast<float*>(memory + w.lse);
+    if (p.mass) l.row_stats = reinterpret_cast<float2*>(memory + w.row_stats);
     l.lists = (end - begin) * p.kv_heads;
     l.kv_heads = p.kv_heads;
     l.q_heads = p.q_heads;
     l.group = p.q_heads / p.kv_heads;
-    l.scale = p.scale;
     l.scale_log2 = p.scale * kLog2e;
     l.part_start = reinterpret_cast<int32_t*>(memory + w.part_start);
     l.part_stats = reinterpret_cast<float2*>(memory + w.part_stats);
@@ -233,9 +232,7 @@ __global__ void __launch_bounds__(kCombineThreads)
                           pack(sum.z * factor, sum.w * factor)};
     *reinterpret_cast<uint2*>(l.out + vector * head_dim + channel) = packed;
   }
-  if (l.lse != nullptr && blockIdx.y == 0 && thread == 0) {
-    l.lse[vector] = log_sum(highest, total);
-  }
+  if (blockIdx.y == 0 && thread == 0) store_row_stats(l, vector, highest, total);
 }
 
 // --- mass ---
@@ -288,7 +285,7 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
     float score[2][4] = {};
     const uint32_t* from[2];
     int32_t at[2];
-    float lse[2];
+    float highest[2], inverse[2];
     bool exists[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -298,7 +295,9 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
       const int64_t vector = vector_of(l, item, row);
       from[half] = reinterpret_cast<const uint32_t*>(l.q + vector * kHeadDim + 2 * quad);
       at[half] = l.row_position[item.row_start + row / l.group];
-      lse[half] = l.lse[vector];
+      const float2 stats = l.row_stats[vector];
+      highest[half] = stats.x;
+      inverse[half] = inverse_of(stats.y);
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -313,8 +312,10 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
       for (int e = 0; e < 4; ++e) {
         const int half = e / 2;
         if (exists[half] && visible(at[half], position[tile][e % 2], last[tile][e % 2])) {
-          // The difference in natural units, so that what is rounded is small where mass is not.
-          mass[tile][e % 2] += exp2_fast(fmaf(score[tile][e], l.scale, -lse[half]) * kLog2e);
+          // The very numbers that the total is the sum of: a score is rounded as it was there, not
+          // fused into the difference. A row that sees one key gives it 1 and no less.
+          const float s = __fmul_rn(score[tile][e], l.scale_log2);
+          mass[tile][e % 2] += exp2_fast(s - highest[half]) * inverse[half];
         }
       }
     }

@@ -33,12 +33,13 @@ struct DecodeLaunch {
   const __nv_bfloat16* q;       // [rows, q_heads, D]
   __nv_bfloat16* out;           // likewise
   float* lse;                   // [rows, q_heads] or null
+  float2* row_stats;            // [rows, q_heads] or null, as part_stats but over all keys
   int32_t lists, kv_heads, q_heads, group;
-  float scale, scale_log2;  // scale * log2(e)
-  bool few_rows;            // no sequence has more than kFewRows packed rows: a page is read once
-  int32_t* part_start;      // [lists]: first partial row of each list
-  float2* part_stats;       // [partial rows]: highest score and sum of exp2(score - highest)
-  float* part_out;          // [partial rows, D]: sum of exp2(score - highest) * value
+  float scale_log2;     // scale * log2(e)
+  bool few_rows;        // no sequence has more than kFewRows packed rows: a page is read once
+  int32_t* part_start;  // [lists]: first partial row of each list
+  float2* part_stats;   // [partial rows]: highest score and sum of exp2(score - highest)
+  float* part_out;      // [partial rows, D]: sum of exp2(score - highest) * value
 };
 
 // The launches that do p, one after the other, over one workspace; mostly one.
@@ -56,7 +57,7 @@ std::string_view why_not_gpu(const AttentionDecode& p);
 // Puts the pieces together: out and lse of every row whose list was cut. `overlap`: it may be
 // launched while the kernel ahead of it still runs (it waits for that one's end itself).
 void launch_combine(const DecodePart& part, int32_t head_dim, bool overlap, CUstream_st* stream);
-// Fills the mass of every list that has one, from lse.
+// Fills the mass of every list that has one, from row_stats.
 void launch_mass(const DecodePart& part, int32_t head_dim, int32_t max_count, CUstream_st* stream);
 
 // --- one instruction, one function ---
@@ -501,6 +502,13 @@ __device__ inline float log_sum(float highest, float total) {
   return highest == -INFINITY && total == 0.0f ? -INFINITY : highest * kLn2 + logf(total);
 }
 
+// Of a row of q: over all of its keys.
+__device__ inline void store_row_stats(const DecodeLaunch& l, int64_t vector, float highest,
+                                       float total) {
+  if (l.lse != nullptr) l.lse[vector] = log_sum(highest, total);
+  if (l.row_stats != nullptr) l.row_stats[vector] = make_float2(highest, total);
+}
+
 // Where a warp's few rows meet those of the other warps.
 template <int kHeadDim>
 struct MergeBuffer {
@@ -523,8 +531,8 @@ struct RowTarget {
   __device__ void store_stats(const DecodeLaunch& l, float highest, float total) const {
     if (part >= 0) {
       l.part_stats[part] = make_float2(highest, total);
-    } else if (l.lse != nullptr) {
-      l.lse[vector] = log_sum(highest, total);
+    } else {
+      store_row_stats(l, vector, highest, total);
     }
   }
   // Two channels, not divided by the total yet; `factor` is its inverse.
