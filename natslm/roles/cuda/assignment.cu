@@ -1,10 +1,10 @@
 // From logits to roles, lifetimes and key order in three steps, each over blocks of up to a
 // thousand tokens of one (sequence, KV head), a row:
 //
-//   choose       noise, role and soft one-hot of each chunk; the block's first Global
-//   live         a Local's end is the first Global of its block or of a later one; one-hots,
-//                horizons, what the keys cost; how many keys the block has of each segment
-//   put_in_order a key's place: the counts of the segments and blocks before it
+//   choose         noise, role and soft one-hot of each chunk; the block's first Global
+//   count, write   a Local's end is the first Global of its block or of a later one; what the keys
+//                  cost, how many the block has of each segment; one-hots and horizons
+//   put_in_order   a key's place: the counts of the segments and blocks before it
 //
 // What a block needs of the others are a few numbers each, which it adds up itself. Where the
 // blocks of a row fit into one cluster (or are one) a single launch does all three, and they wait
@@ -273,9 +273,29 @@ __device__ void find_next_globals(const Place& at, const uint8_t* roles, int32_t
   __syncthreads();
 }
 
-__device__ void live(const Problem& p, const Place& at, const uint8_t* roles, LiveShared& shared) {
+// What a token of the text has.
+struct Life {
+  int32_t role, last;
+  int32_t as_local, as_sliding;  // last under these roles; a Global's is kForever
+};
+__device__ inline Life life_of(const Problem& p, const Place& at, const uint8_t* roles,
+                               const int32_t* next, int32_t t) {
+  const int32_t c = p.options.chunk, chunk = divided(t, c), n = chunk - at.first_chunk;
+  Life life = {kGlobal, kForever, kForever, kForever};
+  if (n < at.count) {
+    const int32_t final = chunk * c + c - 1;
+    life.role = roles[n] & 15;
+    if (next[n] != kNone) life.as_local = next[n] * c + c - 1;
+    life.as_sliding = window_end(final, p.options.window);
+    if (life.role == kLocal) life.last = life.as_local;
+    if (life.role == kSliding) life.last = life.as_sliding;
+  }
+  return life;
+}
+
+// Leaves the block's numbers, and `next` in shared memory.
+__device__ void count(const Problem& p, const Place& at, const uint8_t* roles, LiveShared& shared) {
   const int32_t c = p.options.chunk, window = p.options.window, newest = at.length - 1;
-  const int64_t base = at.row * p.tokens, plane = int64_t{p.batch} * p.kv_heads * p.tokens;
   const int lane = lane_id();
 
   // Each warp for itself: to wait for the others would cost more.
@@ -298,37 +318,18 @@ __device__ void live(const Problem& p, const Place& at, const uint8_t* roles, Li
     if (lives) mine.plain += c;
   }
 
-  const int32_t reach = key_reach(p.options);
-  for (int32_t t = at.first + static_cast<int32_t>(threadIdx.x); t < at.stop; t += kThreads) {
-    int32_t role = -1, last = -1, as_global = -1, as_local = -1, as_sliding = -1;
-    if (t < at.length) {
-      role = kGlobal;
-      last = as_global = as_local = as_sliding = kForever;
-      const int32_t chunk = divided(t, c), n = chunk - at.first_chunk;
-      if (n < at.count) {
-        role = roles[n] & 15;
-        if (shared.next[n] != kNone) as_local = shared.next[n] * c + c - 1;
-        as_sliding = window_end(chunk * c + c - 1, window);
-        last = role == kGlobal ? as_global : role == kLocal ? as_local : as_sliding;
-      }
-      mine.pairs += queries_served(t, last, at.length);
-      if (last >= newest) {
-        ++mine.end;
-      } else {
-        mine.mean += harmonic_estimate(last + 1);
-      }
-      const int segment = key_segment(t, last, reach);
-#pragma unroll
-      for (int s = 0; s < kSegments; ++s) mine.keys[s] += segment == s;
+  const int32_t reach = key_reach(p.options), stop = min(at.stop, at.length);
+  for (int32_t t = at.first + static_cast<int32_t>(threadIdx.x); t < stop; t += kThreads) {
+    const int32_t last = life_of(p, at, roles, shared.next, t).last;
+    mine.pairs += queries_served(t, last, at.length);
+    if (last >= newest) {
+      ++mine.end;
+    } else {
+      mine.mean += harmonic_estimate(last + 1);
     }
-    p.last[base + t] = last;
-    p.horizons[base + t] = as_global;
-    p.horizons[plane + base + t] = as_local;
-    p.horizons[2 * plane + base + t] = as_sliding;
-    p.roles[base + t] = static_cast<int8_t>(max(role, int32_t{kGlobal}));
-    float* onehot = p.onehot + (base + t) * kRoles;
+    const int segment = key_segment(t, last, reach);
 #pragma unroll
-    for (int r = 0; r < kRoles; ++r) onehot[r] = role == r ? 1.0f : 0.0f;
+    for (int s = 0; s < kSegments; ++s) mine.keys[s] += segment == s;
   }
 
   mine.pairs = warp_sum(mine.pairs);
@@ -356,6 +357,23 @@ __device__ void live(const Problem& p, const Place& at, const uint8_t* roles, Li
   sum.end = warp_sum(of_warps(shared.sums[kSegments]));
   sum.plain = warp_sum(of_warps(shared.sums[kSegments + 1]));
   if (lane == 0) p.scratch.block_keys[at.number] = sum;
+}
+
+__device__ void write(const Problem& p, const Place& at, const uint8_t* roles,
+                      const int32_t* next) {
+  const int64_t base = at.row * p.tokens, plane = int64_t{p.batch} * p.kv_heads * p.tokens;
+  for (int32_t t = at.first + static_cast<int32_t>(threadIdx.x); t < at.stop; t += kThreads) {
+    const bool exists = t < at.length;
+    const Life life = exists ? life_of(p, at, roles, next, t) : Life{-1, -1, -1, -1};
+    p.last[base + t] = life.last;
+    p.horizons[base + t] = exists ? kForever : -1;
+    p.horizons[plane + base + t] = life.as_local;
+    p.horizons[2 * plane + base + t] = life.as_sliding;
+    p.roles[base + t] = static_cast<int8_t>(max(life.role, int32_t{kGlobal}));
+    float* onehot = p.onehot + (base + t) * kRoles;
+#pragma unroll
+    for (int r = 0; r < kRoles; ++r) onehot[r] = life.role == r ? 1.0f : 0.0f;
+  }
 }
 
 // --- third step ---
@@ -397,8 +415,10 @@ struct OrderShared {
   int32_t in_warp[2][kSegments][kWarps];
 };
 
-// A thread has the tokens whose `last` it wrote itself in the second step.
-__device__ void put_in_order(const Problem& p, const Place& at, OrderShared& shared) {
+// last_of(t): of token t of the block.
+template <class LastOf>
+__device__ void put_in_order(const Problem& p, const Place& at, OrderShared& shared,
+                             const LastOf& last_of) {
   const int lane = lane_id(), warp = warp_id();
   if (p.ends) {
     const BlockKeys* blocks = p.scratch.block_keys + at.row * p.blocks.count;
@@ -423,7 +443,7 @@ __device__ void put_in_order(const Problem& p, const Place& at, OrderShared& sha
     int buffer = 0;
     for (int32_t tile = at.first; tile < stop; tile += kThreads, buffer ^= 1) {
       const int32_t t = tile + static_cast<int32_t>(threadIdx.x);
-      const int segment = t < stop ? key_segment(t, p.last[base + t], reach) : kSegments;
+      const int segment = t < stop ? key_segment(t, last_of(t), reach) : kSegments;
       int32_t rank = 0;
 #pragma unroll
       for (int s = 0; s < kSegments; ++s) {
@@ -467,28 +487,35 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       p.scratch.roles + at.row * divided(p.tokens, p.options.chunk) + at.first_chunk;
   for (auto n = static_cast<int32_t>(threadIdx.x); n < at.count; n += kThreads) roles[n] = from[n];
   __syncthreads();
-  live(p, at, roles, shared);
+  count(p, at, roles, shared);
+  write(p, at, roles, shared.next);
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) write_order(const Problem p) {
   __shared__ OrderShared shared;
-  put_in_order(p, Place(p), shared);
+  const Place at(p);
+  const int32_t* last = p.last + at.row * p.tokens;
+  put_in_order(p, at, shared, [&](int32_t t) { return last[t]; });
 }
 
-// Waits for all blocks of the row. What a block's first warp wrote to global memory before can be
-// read by all of them after.
+// Every thread says that it has got here, and later waits until all threads of the row's blocks
+// have. What a block's first warp wrote to global memory before the one can be read by all of them
+// after the other.
+__device__ inline void arrive_at_row(const RowBlocks& blocks) {
+#if __CUDA_ARCH__ >= 900
+  if (blocks.count == 1) return;
+  // Only that warp's writes are published, not everything that the block has on its way to memory.
+  if (threadIdx.x < kWarp) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
 __device__ inline void wait_for_row(const RowBlocks& blocks) {
   if (blocks.count == 1) {
     __syncthreads();
     return;
   }
 #if __CUDA_ARCH__ >= 900
-  // Only that warp's writes are published, not everything that the block has on its way to memory.
-  if (threadIdx.x < kWarp) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  asm volatile(
-      "barrier.cluster.arrive.relaxed;\n"
-      "barrier.cluster.wait.acquire;" ::
-          : "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 
@@ -499,12 +526,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) assign_row
   __shared__ LiveShared live_shared;
   __shared__ OrderShared order_shared;
   const Place at(p);
-  choose<kType>(p, at, roles,
-                choose_shared);  // a barrier lies between its last write to roles and its end
+  choose<kType>(p, at, roles, choose_shared);
+  arrive_at_row(p.blocks);
   wait_for_row(p.blocks);
-  live(p, at, roles, live_shared);
+  count(p, at, roles, live_shared);
+  arrive_at_row(p.blocks);
+  // While the other blocks' numbers come in; and what is written here is not waited for.
+  write(p, at, roles, live_shared.next);
   wait_for_row(p.blocks);
-  put_in_order(p, at, order_shared);
+  put_in_order(p, at, order_shared,
+               [&](int32_t t) { return life_of(p, at, roles, live_shared.next, t).last; });
 }
 
 constexpr int kGradientThreads = 256;
