@@ -57,6 +57,12 @@ void set_shape(Workload& w, const std::string& shape) {
   if (!right) throw CLI::ValidationError("--shape", shape + " is not heads/kv-heads/head-dim");
 }
 
+std::vector<std::string> path_names() {
+  std::vector<std::string> names;
+  for (const AttentionPath path : kernels::kAttentionPaths) names.emplace_back(name(path));
+  return names;
+}
+
 std::vector<Workload> workloads(const Options& o) {
   std::vector<Workload> all;
   const std::vector<std::string> one_shape = {""};
@@ -461,8 +467,9 @@ void run_problem(const Workload& w, const Options& o, const c10::Device& device,
 void measure_crossovers(const std::vector<Workload>& all, const Options& o,
                         const c10::Device& device, Context& context) {
   NATSLM_CHECK(device.is_cuda(), "--crossover compares GPU paths: add --device cuda");
-  Table table({"shape", "tokens", "alive", "pass", "cuda-position", "cuda-sorted", "sm90-position",
-               "sm90-sorted"});
+  std::vector<std::string> columns = {"shape", "tokens", "alive", "pass"};
+  for (const std::string& path : path_names()) columns.push_back(path);
+  Table table(columns);
   std::string rows;
   std::optional<AttentionPath> best_before[2];
   std::string shape_before;
@@ -581,7 +588,7 @@ void add_bench_attention(CLI::App& bench, Context& context) {
       ->delimiter(',')
       ->check(CLI::IsMember({"dense", "cudnn", "flash", "efficient"}));
   command.add_option("--path", o->path, "GPU path to take; empty: the one of the crossover table")
-      ->check(CLI::IsMember({"cuda-position", "cuda-sorted", "sm90-position", "sm90-sorted"}));
+      ->check(CLI::IsMember(path_names()));
   command.add_flag("--crossover", o->crossover,
                    "time every GPU path instead, and print rows of the crossover table");
 }

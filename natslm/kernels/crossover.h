@@ -19,10 +19,16 @@ enum class Pass : uint8_t { kForward, kBackward };
 std::string_view name(Pass pass);  // "forward", "backward"
 
 // A backend of attention_forward.h and the order in which it reads the keys.
-enum class AttentionPath : uint8_t { kCudaPosition, kCudaSorted, kSm90Position, kSm90Sorted };
+enum class AttentionPath : uint8_t {
+  kCudaPosition,
+  kCudaSorted,
+  kSm90Position,
+  kSm90Sorted,
+  kSm90Short
+};
 inline constexpr AttentionPath kAttentionPaths[] = {
     AttentionPath::kCudaPosition, AttentionPath::kCudaSorted, AttentionPath::kSm90Position,
-    AttentionPath::kSm90Sorted};
+    AttentionPath::kSm90Sorted, AttentionPath::kSm90Short};
 std::string_view name(AttentionPath path);                      // "cuda-position", ...
 std::optional<AttentionPath> attention_path(std::string_view);  // from its name
 
@@ -30,7 +36,8 @@ constexpr bool is_sorted(AttentionPath path) {
   return path == AttentionPath::kCudaSorted || path == AttentionPath::kSm90Sorted;
 }
 constexpr bool is_sm90(AttentionPath path) {
-  return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted;
+  return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted ||
+         path == AttentionPath::kSm90Short;
 }
 
 struct Crossover {

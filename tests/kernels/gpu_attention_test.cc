@@ -103,9 +103,10 @@ const std::vector<Combination>& combinations() {
       return found;
     }
     const char* only = std::getenv("NATSLM_GPU_ONLY");
-    for (const AttentionBackend* backend : {&kCudaBackend, &kSm90Backend}) {
+    for (const AttentionBackend* backend : {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend}) {
       for (const bool backward : {false, true}) {
         for (const bool sorted : {false, true}) {
+          if (sorted && backend == &kSm90ShortBackend) continue;  // knows no order
           const Combination combination{backend, backward, sorted};
           if (only && combination.name().find(only) == std::string::npos) continue;
           const std::string reason = missing(combination);

@@ -15,6 +15,7 @@ namespace natslm::kernels::sm90 {
 template <int kHeadDim_, bool kRoleSums_>
 struct KeyGradientConfig {
   static_assert(!kRoleSums_ || brings_role_sums(kHeadDim_));
+  using Arguments = KeyParallelArguments;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kRoleSums = kRoleSums_;
   static constexpr bool kKeysByStage = false;
@@ -44,38 +45,6 @@ struct KeyGradientConfig {
   static_assert(sizeof(Shared) <= 227 * 1024, "what a block can have on compute capability 9.0");
 };
 
-// pairs = rows * columns^T over the channels: rows the warpgroup's [64][D], columns a tile's; one
-// group of multiplications.
-template <int kHeadDim>
-__device__ inline void start_pairs(PairRegisters& pairs, uint64_t rows, uint64_t columns) {
-  constexpr uint32_t kHalfBytes = sizeof(QueryStage<kHeadDim>::q[0]);
-  static_assert(kWarpgroupKeys == kTileQueries, "halves of both are as large");
-  wgmma_begin();
-#pragma unroll
-  for (int step = 0; step < kHeadDim / 16; ++step) {
-    const uint32_t offset = step / 4 * kHalfBytes + step % 4 * 32;
-    wgmma_m64n64k16(pairs, advance(rows, offset), advance(columns, offset), step > 0);
-  }
-  wgmma_commit();
-}
-
-// gradient += weights * rows of a tile; one group of multiplications.
-template <int kHeadDim>
-__device__ inline void add_rows(float (&gradient)[kHeadDim / 2],
-                                const uint32_t (&weights)[kPairsOfThread / 2], uint64_t rows) {
-  wgmma_begin();
-#pragma unroll
-  for (int step = 0; step < kTileQueries / 16; ++step) {
-    const uint64_t from = advance(rows, step * 16 * kSwizzleColumns * 2);
-    if constexpr (kHeadDim == 64) {
-      wgmma_m64n64k16(gradient, weights + 4 * step, from);
-    } else {
-      wgmma_m64n128k16(gradient, weights + 4 * step, from);
-    }
-  }
-  wgmma_commit();
-}
-
 template <class Config>
 struct KeyGradientConsumer {
   using Shared = typename Config::Shared;
@@ -87,7 +56,6 @@ struct KeyGradientConsumer {
   Shared& shared;
   const int32_t warpgroup;
   QueryWalk<Config::kStages> walk;
-  RingPosition<kTables> table_ring;
   uint32_t keys_parity = 0;
   RoleSums sums;
 
@@ -183,14 +151,6 @@ struct KeyGradientConsumer {
     }
   }
 
-  __device__ static void round_pairs(uint32_t (&to)[kPairsOfThread / 2],
-                                     const PairRegisters& from) {
-#pragma unroll
-    for (int i = 0; i < kPairsOfThread / 2; ++i) {
-      to[i] = pack_bfloat16(from[2 * i], from[2 * i + 1]);
-    }
-  }
-
   __device__ void gather(const Table& table, Gradient& dk, Gradient& dv) {
     Now now;
     int32_t before = -1;  // stage of the tile before, whose products may not be finished
@@ -223,8 +183,7 @@ struct KeyGradientConsumer {
         round_pairs(weights, factor);
       }
       fence_registers(weights);
-      add_rows<kHeadDim>(
-          dv, weights, matrix_descriptor(shared.stage[now.stage].dout[0], sizeof(shared.k[0][0])));
+      add_rows<kHeadDim>(dv, weights, channel_descriptor(shared.stage[now.stage].dout));
 
       wgmma_wait<1>();  // the differences
       fence_registers(difference);
@@ -238,8 +197,7 @@ struct KeyGradientConsumer {
       if (Config::kRoleSums && test) hide(difference, table, now.q0);
       round_pairs(products, difference);
       fence_registers(products);
-      add_rows<kHeadDim>(dk, products,
-                         matrix_descriptor(shared.stage[now.stage].q[0], sizeof(shared.k[0][0])));
+      add_rows<kHeadDim>(dk, products, channel_descriptor(shared.stage[now.stage].q));
 
       before = now.stage;
       if (!next_tile(table, now, before)) break;
@@ -250,30 +208,15 @@ struct KeyGradientConsumer {
     finish(before);
   }
 
-  // 16 bytes a thread: four threads write 64 bytes of a row.
   __device__ void store(const Table& table, __nv_bfloat16* to, const Strides& stride,
                         const Gradient& gradient, float factor) const {
-    const int32_t lane_in_row = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int32_t position = table.position[first_key_of_thread() + 8 * i];
       const bool exists = position != kNoPosition;
       __nv_bfloat16* row = to + table.batch * stride.batch + table.kv_head * stride.head +
                            (exists ? position : 0) * stride.token;
-#pragma unroll
-      for (int block = 0; block < kHeadDim / 8; block += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float* pair = gradient + 4 * (block + j) + 2 * i;
-          words[j] = pack_bfloat16(pair[0] * factor, pair[1] * factor);
-        }
-        transpose_quad(words);
-        if (exists) {
-          *reinterpret_cast<uint4*>(row + 8 * (block + lane_in_row)) =
-              make_uint4(words[0], words[1], words[2], words[3]);
-        }
-      }
+      store_row(row, gradient, i, factor, true, exists);
     }
   }
 
@@ -313,14 +256,7 @@ struct KeyGradientConsumer {
   }
 
   __device__ void run() {
-    for (;; table_ring.advance()) {
-      const int32_t t = table_ring.stage;
-      barrier_wait(shared.full_table[t], table_ring.parity);
-      if (shared.table[t].batch < 0) return;
-      do_block(shared.table[t]);
-      __syncwarp();
-      hand_back(shared.empty_table[t]);
-    }
+    for_each_table(shared, [&](const Table& table) { do_block(table); });
   }
 };
 

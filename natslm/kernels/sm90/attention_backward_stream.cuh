@@ -10,24 +10,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cmath>
 
-#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_tiles.h"
 #include "natslm/kernels/sm90/attention_backward.h"
 #include "natslm/kernels/sm90/attention_backward_tiles.h"
 #include "natslm/kernels/sm90/attention_forward.cuh"
 #include "natslm/kernels/sm90/hopper.cuh"
+#include "natslm/kernels/sm90/tile_products.cuh"
+#include "natslm/kernels/sm90/warp_roles.cuh"
 
 namespace natslm::kernels::sm90 {
+
+static_assert(kTileQueries == kTileRows && kWarpgroupKeys == kTileRows);
 
 template <int kHeadDim>
 struct QueryStage {
   static constexpr int kHalves = kHeadDim / kSwizzleColumns;
-  __nv_bfloat16 q[kHalves][kTileQueries][kSwizzleColumns];
-  __nv_bfloat16 dout[kHalves][kTileQueries][kSwizzleColumns];
+  TileHalf q[kHalves];
+  TileHalf dout[kHalves];
 };
 
 struct TileTerms {
@@ -286,11 +287,7 @@ __device__ inline void hand_back(uint64_t& empty) {
   if (threadIdx.x % kWarpThreads == 0) barrier_arrive(empty);
 }
 
-// ---- A consumer's accumulators [64 keys][kTileQueries]: element 4 n + 2 row + x of a thread
-// belongs to its row `row` (of two, 8 apart) and query 8 n + 2 (lane % 4) + x. ----
-
-inline constexpr int kPairsOfThread = kTileQueries / 2;
-using PairRegisters = float[kPairsOfThread];
+// ---- A consumer's accumulators [64 keys][kTileQueries], PairRegisters. ----
 
 // Calls body(element, number of its query).
 template <class Body>
@@ -418,38 +415,35 @@ __device__ inline void init_key_parallel_barriers(typename Config::Shared& share
   fence_barrier_init();
 }
 
-// A block of one producer warpgroup and the consumers. Consumer: constructed from (arguments,
-// shared, warpgroup), with run().
-template <class Config, template <class> class Consumer>
-__global__ void __launch_bounds__(Config::kThreads, 1)
-    key_parallel_kernel(const __grid_constant__ KeyParallelArguments arguments) {
-  extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
-  auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
-  const int32_t warp = __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kWarpThreads, 0);
-  if (threadIdx.x == 0) init_key_parallel_barriers<Config>(shared);
-  __syncthreads();
-  if (warp < kWarpgroupThreads / kWarpThreads) {
-    shrink_registers<Config::kProducerRegisters>();
-    if (warp == 0) {
-      const int32_t lane = threadIdx.x % kWarpThreads;
-      KeyParallelProducer<Config>{arguments, shared, lane, {}, {}}.run();
-    }
-  } else {
-    grow_registers<Config::kConsumerRegisters>();
-    Consumer<Config>(arguments, shared, warp / 4 - 1).run();
+// Calls do_block(table) for every block of keys, for a consumer.
+template <class Shared, class DoBlock>
+__device__ inline void for_each_table(Shared& shared, const DoBlock& do_block) {
+  for (RingPosition<kTables> ring;; ring.advance()) {
+    const int32_t t = ring.stage;
+    barrier_wait(shared.full_table[t], ring.parity);
+    if (shared.table[t].batch < 0) return;
+    do_block(shared.table[t]);
+    __syncwarp();
+    hand_back(shared.empty_table[t]);
   }
 }
+
+// Consumer_: of a config.
+template <class Config_, template <class> class Consumer_>
+struct KeyParallelKernel {
+  using Config = Config_;
+  using Producer = KeyParallelProducer<Config>;
+  using Consumer = Consumer_<Config>;
+  __device__ static void init_barriers(typename Config::Shared& shared) {
+    init_key_parallel_barriers<Config>(shared);
+  }
+};
 
 template <class Config, template <class> class Consumer>
 void launch_key_parallel(const KeyParallelArguments& arguments, int multiprocessors,
                          CUstream_st* stream) {
-  const auto kernel = key_parallel_kernel<Config, Consumer>;
-  constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
-  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(kSharedBytes)));
-  const int blocks = arguments.items < multiprocessors ? arguments.items : multiprocessors;
-  kernel<<<blocks, Config::kThreads, kSharedBytes, stream>>>(arguments);
-  NATSLM_CUDA(cudaGetLastError());
+  launch_warp_roles<KeyParallelKernel<Config, Consumer>>(arguments, arguments.items,
+                                                         multiprocessors, stream);
 }
 
 }  // namespace natslm::kernels::sm90
