@@ -37,6 +37,7 @@ constexpr int kPatience = 30;  // seconds that a problem may take on the device:
 constexpr int kLongPatience = 150;  // with rows in double precision
 constexpr int kStopAfter = 3;       // failing problems of a combination
 constexpr size_t kBatch = 256;      // problems prepared at a time: they take memory
+constexpr int kShortTokens = 2048;  // of what the short path says it takes
 
 // ------------------------------------------------------------------ what is tested
 
@@ -471,6 +472,40 @@ CaseWithOptions random_problem(uint64_t seed) {
   return {c, options};
 }
 
+// Around what the kernels for short texts list, cut and pad.
+std::vector<CaseWithOptions> short_texts() {
+  std::vector<CaseWithOptions> cases;
+  const auto add = [&](AttentionCase c) {
+    c.seed = cases.size() + 1;
+    BackwardOptions options;
+    options.horizon_count = static_cast<int>(c.seed % 5);
+    cases.push_back({c, options});
+  };
+  for (const int head_dim : {64, 128}) {
+    for (int tokens = 1; tokens <= 130; ++tokens) {
+      constexpr Lifetimes kKinds[] = {Lifetimes::kRoles, Lifetimes::kAllDieAtOnce,
+                                      Lifetimes::kForever, Lifetimes::kSliding,
+                                      Lifetimes::kAnything};
+      AttentionCase c = simple("every short length", kKinds[tokens % 5], tokens, head_dim);
+      c.global_share = tokens % 3 * 0.1;
+      add(c);
+    }
+    for (int group = 1; group <= 8; ++group) {
+      AttentionCase c = simple("every group, lengths", Lifetimes::kRoles, 200, head_dim);
+      c.q_heads = 2 * group;
+      c.kv_heads = 2;
+      c.batch = 3;
+      c.ragged = true;
+      c.token_major = group % 2 == 0;
+      add(c);
+      c.name = "every group, all die at once";
+      c.lifetimes = Lifetimes::kAllDieAtOnce;
+      add(c);
+    }
+  }
+  return cases;
+}
+
 // ------------------------------------------------------------------ the tests
 
 TEST(GpuAttention, Smoke) {
@@ -481,6 +516,12 @@ TEST(GpuAttention, IsAtMostTwiceAsWrongAsThePlainOnesInEveryCorner) {
   std::vector<CaseWithOptions> cases = corners();
   if (!no_gpu().empty()) cases.resize(20);
   run_cases("corners", cases);
+}
+
+TEST(GpuAttention, IsAtMostTwiceAsWrongAsThePlainOnesOnShortTexts) {
+  std::vector<CaseWithOptions> cases = short_texts();
+  if (!no_gpu().empty()) cases.resize(20);
+  run_cases("short", cases);
 }
 
 TEST(GpuAttention, IsAtMostTwiceAsWrongAsThePlainOnesOnRandomProblems) {
@@ -503,6 +544,13 @@ std::string check_long(const DeviceProblem& problem, Memory& memory, const Combi
   while (chosen.size() < 28) chosen.insert(static_cast<int32_t>(random() % c.tokens));
   const std::vector<int32_t> positions(chosen.begin(), chosen.end());
   const RunOptions options{.sorted = combination.sorted, .mass = true, .workspace = 0xff};
+  if (combination.backend == &kSm90ShortBackend && c.tokens > kShortTokens) {
+    const std::string refused =
+        combination.backward
+            ? run_backward(problem, {}, memory, *combination.backend, options).refused
+            : run_forward(problem, memory, *combination.backend, options).refused;
+    return refused.empty() ? "takes a text that is not short" : "";
+  }
 
   ForwardOutputs forward = run_forward(problem, memory, *combination.backend, options);
   if (!forward.refused.empty() && combination.backward) {
@@ -543,7 +591,9 @@ TEST(GpuAttention, SampledRowsOfLongProblemsAreRight) {
     int tokens, batch, q_heads, kv_heads, head_dim, window;
     bool ragged;
   };
-  std::vector<Long> sizes = {{4096, 1, 2, 2, 64, 64, false},    {4096, 1, 4, 1, 128, 256, false},
+  std::vector<Long> sizes = {{2047, 2, 2, 2, 64, 32, true},     {2048, 1, 12, 4, 64, 32, false},
+                             {2048, 2, 8, 2, 128, 32, true},    {2049, 1, 4, 1, 128, 64, false},
+                             {4096, 1, 2, 2, 64, 64, false},    {4096, 1, 4, 1, 128, 256, false},
                              {5000, 2, 3, 1, 128, 64, true},    {8192, 1, 8, 2, 64, 256, false},
                              {16384, 1, 4, 1, 128, 256, false}, {16000, 2, 1, 1, 64, 16, true}};
   if (!no_gpu().empty()) sizes = {{1500, 2, 4, 2, 64, 64, true}};

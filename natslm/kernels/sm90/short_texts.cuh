@@ -242,6 +242,7 @@ __device__ inline void for_listed_tiles(const Rows& rows, Stage (&stages)[kStage
     copy_async_commit();
     body(stages[t % kStages], list + t * kListTile);
   }
+  copy_async_wait<0>();  // a block must not end before its copies, were there no tile
   settle();
 }
 
