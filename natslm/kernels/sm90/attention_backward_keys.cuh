@@ -124,15 +124,43 @@ struct KeyGradientConsumer {
                           matrix_descriptor(shared.stage[now.stage].dout[0]));
   }
 
+  // How the thread's two keys stand to a tile of queries: where no key's life begins or ends inside
+  // the tile, for any key of the warp, all pairs of a key are seen or none.
+  struct Reading {
+    bool mixed;        // for some key of the warp
+    uint32_t seen[2];  // all bits or none; unless mixed
+  };
+  __device__ Reading reading_of(const Table& table, int32_t q0) const {
+    Reading reading{};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int32_t key = first_key_of_thread() + 8 * row;
+      const int32_t position = table.position[key], last = table.last[key];
+      const Tile one = classify(q0, q0 + kTileQueries - 1, position, position, last, last);
+      reading.mixed |= one == Tile::kPartial;
+      reading.seen[row] = one == Tile::kFull ? ~0u : 0;
+    }
+    reading.mixed = __any_sync(~0u, reading.mixed);
+    return reading;
+  }
+
   // Pairs that are not visible become 0. (A product with 0 would not do: a hidden pair's factor may
   // be infinite.)
-  __device__ void hide(PairRegisters& pairs, const Table& table, int32_t q0) const {
-    for_hidden(table, q0, [&](int i) { pairs[i] = 0; });
+  __device__ void hide(PairRegisters& pairs, const Reading& reading, const Table& table,
+                       int32_t q0) const {
+    if (reading.mixed) return for_hidden(table, q0, [&](int i) { pairs[i] = 0; });
+#pragma unroll
+    for (int i = 0; i < kPairsOfThread; ++i) pairs[i] = reading.seen[i / 2 % 2] ? pairs[i] : 0;
   }
   // The same of pairs that are rounded, two in a register.
-  __device__ void hide(uint32_t (&rounded)[kPairsOfThread / 2], const Table& table,
-                       int32_t q0) const {
-    for_hidden(table, q0, [&](int i) { rounded[i / 2] &= i % 2 == 0 ? 0xffff0000u : 0xffffu; });
+  __device__ void hide(uint32_t (&rounded)[kPairsOfThread / 2], const Reading& reading,
+                       const Table& table, int32_t q0) const {
+    if (reading.mixed) {
+      return for_hidden(table, q0,
+                        [&](int i) { rounded[i / 2] &= i % 2 == 0 ? 0xffff0000u : 0xffffu; });
+    }
+#pragma unroll
+    for (int i = 0; i < kPairsOfThread / 2; ++i) rounded[i] &= reading.seen[i % 2];
   }
   template <class Body>
   __device__ void for_hidden(const Table& table, int32_t q0, const Body& body) const {
@@ -165,6 +193,7 @@ struct KeyGradientConsumer {
     start_scores(factor, now);
     for (;;) {
       const bool test = now.visibility == Tile::kPartial;
+      const Reading reading = test ? reading_of(table, now.q0) : Reading{};
       const TileTerms& terms = shared.terms[now.stage];
       wgmma_wait<1>();  // all but the scores: weights and products before are free
       if (before >= 0) hand_back(shared.empty[before]);
@@ -177,9 +206,9 @@ struct KeyGradientConsumer {
       if (Config::kRoleSums) {
         // Role sums want the factors of hidden pairs, too.
         round_pairs(weights, factor);
-        if (test) hide(weights, table, now.q0);
+        if (test) hide(weights, reading, table, now.q0);
       } else {
-        if (test) hide(factor, table, now.q0);
+        if (test) hide(factor, reading, table, now.q0);
         round_pairs(weights, factor);
       }
       fence_registers(weights);
@@ -194,8 +223,8 @@ struct KeyGradientConsumer {
       }
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) difference[i] *= factor[i];
-      if (Config::kRoleSums && test) hide(difference, table, now.q0);
       round_pairs(products, difference);
+      if (Config::kRoleSums && test) hide(products, reading, table, now.q0);
       fence_registers(products);
       add_rows<kHeadDim>(dk, products, channel_descriptor(shared.stage[now.stage].q));
 

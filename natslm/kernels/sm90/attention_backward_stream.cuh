@@ -318,43 +318,58 @@ struct RoleSums {
   __device__ void add(const KeyTable<kConsumers>& table, int32_t key, int32_t q0, const G& g) {
     const auto plus = [](float x, float y) { return x + y; };
     const int32_t lane = threadIdx.x % kWarpThreads, q1 = q0 + kTileQueries - 1;
-    const int32_t* horizons = &table.horizon[lane % 4][key];
-    // Whether pairs need a test, for any key of the warp. One that does not exist has no horizon to
-    // be cut.
-    bool cut = false;
+    const int32_t shift = q0 + lane % 4 * 2;
+    const int32_t* position = &table.position[key];
+    const int32_t* horizon = &table.horizon[lane % 4][key];
+    // Whether pairs need a test, for any key of the warp: where it begins, and, a bit a lane, where
+    // its horizon cuts the tile. One that does not exist has no horizon to be cut.
+    bool begins = false, cut = false;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int32_t position = table.position[key + 8 * row], horizon = horizons[8 * row];
-      cut |= (position > q0 && position != kNoPosition) || (horizon >= q0 && horizon < q1);
+      const int32_t first = position[8 * row], last = horizon[8 * row];
+      begins |= first > q0 && first != kNoPosition;
+      cut |= last >= q0 && last < q1;
     }
-    if (!__any_sync(~0u, cut)) {
-      float total[2] = {0, 0};
+    begins = __any_sync(~0u, begins);
+    const uint32_t cuts = __ballot_sync(~0u, cut);
+    constexpr uint32_t kLanesOfHorizon = 0x11111111;
+
+    // Horizons that are not cut see all of the tile from the key on, or nothing.
+    float total[2] = {0, 0};
+    if (begins) {
+#pragma unroll
+      for (int i = 0; i < kPairsOfThread; ++i) {
+        const int32_t first = position[i / 2 % 2 * 8] - shift;
+        if (query_of(i) >= first) total[i / 2 % 2] += g(i);
+      }
+    } else {
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) total[i / 2 % 2] += g(i);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const float of_all = over_row(total[row], plus);
-        if (horizons[8 * row] >= q0) sum[row] += of_all;
-      }
-      return;
     }
-    const int32_t shift = q0 + lane % 4 * 2;
+    const bool is_cut = (cuts & kLanesOfHorizon << lane % 4) != 0;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float of_all = over_row(total[row], plus);
+      if (!is_cut && horizon[8 * row] >= q0) sum[row] += of_all;
+    }
+    if (cuts == 0) return;
 #pragma unroll 1
     for (int h = 0; h < kMaxHorizons; ++h) {
+      if (!(cuts & kLanesOfHorizon << h)) continue;
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        const int32_t first = table.position[key + 8 * row] - shift;
+        const int32_t first = position[8 * row] - shift;
         const int32_t last = table.horizon[h][key + 8 * row] - shift;
-        float total = 0;
+        float part = 0;
 #pragma unroll
         for (int i = 2 * row; i < kPairsOfThread; i += 4) {
 #pragma unroll
           for (int x = i; x < i + 2; ++x) {
-            if (query_of(x) >= first && query_of(x) <= last) total += g(x);
+            if (query_of(x) >= first && query_of(x) <= last) part += g(x);
           }
         }
-        total = over_row(total, plus);
-        if (lane % 4 == h) sum[row] += total;
+        part = over_row(part, plus);
+        if (lane % 4 == h) sum[row] += part;
       }
     }
   }
