@@ -24,6 +24,8 @@ struct KeyGradientConfig {
   // dS.
   static constexpr int kConsumers = 2;
   static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
+  // Head size 64 has room for the keys of the next block, which are then there when it begins.
+  static constexpr int kKeyBuffers = kHeadDim == 64 ? 2 : 1;
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
   // Head size 128 takes all that its consumers can have; the producer then spills a few numbers,
   // once a block of keys.
@@ -34,13 +36,13 @@ struct KeyGradientConfig {
 
   using KeyTiles = __nv_bfloat16[kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns];
   struct alignas(kSwizzleBytes) Shared {
-    KeyTiles k, v;
+    KeyTiles k[kKeyBuffers], v[kKeyBuffers];
     QueryStage<kHeadDim> stage[kStages];
     alignas(128) TileTerms terms[kStages];
     KeyTable<kConsumers> table[kTables];
     uint64_t full[kStages], empty[kStages];
     uint64_t full_table[kTables], empty_table[kTables];
-    uint64_t full_keys, empty_keys;
+    uint64_t full_keys[kKeyBuffers], empty_keys[kKeyBuffers];
   };
   static_assert(sizeof(Shared) <= 227 * 1024, "what a block can have on compute capability 9.0");
 };
@@ -56,7 +58,7 @@ struct KeyGradientConsumer {
   Shared& shared;
   const int32_t warpgroup;
   QueryWalk<Config::kStages> walk;
-  uint32_t keys_parity = 0;
+  RingPosition<Config::kKeyBuffers> key_ring;
   RoleSums sums;
 
   __device__ KeyGradientConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
@@ -116,11 +118,11 @@ struct KeyGradientConsumer {
   }
 
   __device__ void start_scores(PairRegisters& pairs, const Now& now) {
-    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.k[warpgroup][0]),
+    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.k[key_ring.stage][warpgroup][0]),
                           matrix_descriptor(shared.stage[now.stage].q[0]));
   }
   __device__ void start_differences(PairRegisters& pairs, const Now& now) {
-    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.v[warpgroup][0]),
+    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.v[key_ring.stage][warpgroup][0]),
                           matrix_descriptor(shared.stage[now.stage].dout[0]));
   }
 
@@ -183,7 +185,7 @@ struct KeyGradientConsumer {
     Now now;
     int32_t before = -1;  // stage of the tile before, whose products may not be finished
     if (!next_tile(table, now, before)) {
-      hand_back(shared.empty_keys);
+      hand_back(shared.empty_keys[key_ring.stage]);
       return;
     }
     PairRegisters factor, difference;
@@ -233,7 +235,7 @@ struct KeyGradientConsumer {
       start_scores(factor, now);
     }
     __syncwarp();
-    hand_back(shared.empty_keys);
+    hand_back(shared.empty_keys[key_ring.stage]);
     finish(before);
   }
 
@@ -273,9 +275,9 @@ struct KeyGradientConsumer {
     Gradient dk = {}, dv = {};
     if (!walk.done()) {
       // Also by a warpgroup without tiles: it must not hand the next block's keys back early.
-      barrier_wait(shared.full_keys, keys_parity);
-      keys_parity ^= 1;
+      barrier_wait(shared.full_keys[key_ring.stage], key_ring.parity);
       gather(table, dk, dv);
+      key_ring.advance();
       fence_registers(dk);
       fence_registers(dv);
     }

@@ -55,11 +55,22 @@ inline constexpr int32_t kNoPosition = kMaxPosition - kTileQueries;
 
 inline constexpr int kTables = 2;  // the producer is at most one block of keys ahead
 
+// How many blocks of keys fit in; 1 where they come through the ring.
+template <class Config>
+constexpr int key_buffers() {
+  if constexpr (Config::kKeysByStage) {
+    return 1;
+  } else {
+    return Config::kKeyBuffers;
+  }
+}
+
 // Config: kHeadDim, kConsumers, kStages, Shared with
 //   QueryStage<kHeadDim> stage[kStages], TileTerms terms[kStages],
 //   KeyTable<kConsumers> table[kTables], barriers full[kStages], empty[kStages],
-//   full_table[kTables], empty_table[kTables]; and, unless kKeysByStage, k, v [kConsumers][kHalves]
-//   [kWarpgroupKeys][kSwizzleColumns] with full_keys, empty_keys.
+//   full_table[kTables], empty_table[kTables]; and, unless kKeysByStage, kKeyBuffers, and in Shared
+//   k, v [kKeyBuffers][kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns] with full_keys,
+//   empty_keys [kKeyBuffers].
 // kKeysByStage: keys come through the ring before the queries, one stage a warpgroup, K in the
 // place of Q and V in that of dout.
 template <class Config>
@@ -74,7 +85,7 @@ struct KeyParallelProducer {
   const int32_t lane;
   RingPosition<Config::kStages> ring;
   RingPosition<kTables> table_ring;
-  uint32_t keys_parity = 0;
+  RingPosition<key_buffers<Config>()> key_ring;
 
   // Which of a stage's 2 * kHalves tiles this lane loads.
   __device__ bool loads_q() const { return lane < kHalves; }
@@ -138,20 +149,22 @@ struct KeyParallelProducer {
         end_stage(full);
       }
     } else {
-      barrier_wait(shared.empty_keys, keys_parity ^ 1);
-      keys_parity ^= 1;
-      if (lane == 0) barrier_expect_bytes(shared.full_keys, sizeof(shared.k) + sizeof(shared.v));
+      const int32_t buffer = key_ring.stage;
+      uint64_t& full = shared.full_keys[buffer];
+      barrier_wait(shared.empty_keys[buffer], key_ring.parity ^ 1);
+      if (lane == 0) barrier_expect_bytes(full, sizeof(shared.k[0]) + sizeof(shared.v[0]));
       __syncwarp();
       if (lane < 2 * kHalves) {
 #pragma unroll 1
         for (int w = 0; w < Config::kConsumers; ++w) {
-          auto& to = loads_q() ? shared.k[w] : shared.v[w];
-          tma_load(to[half()], loads_q() ? a.k : a.v, shared.full_keys, half() * kSwizzleColumns,
+          auto& to = loads_q() ? shared.k[buffer][w] : shared.v[buffer][w];
+          tma_load(to[half()], loads_q() ? a.k : a.v, full, half() * kSwizzleColumns,
                    place + w * kWarpgroupKeys, kv_head, batch);
         }
       }
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared.full_keys);
+      if (lane == 0) barrier_arrive(full);
+      key_ring.advance();
     }
   }
 
@@ -424,8 +437,10 @@ __device__ inline void init_key_parallel_barriers(typename Config::Shared& share
     barrier_init(shared.empty_table[t], kConsumerWarps);
   }
   if constexpr (!Config::kKeysByStage) {
-    barrier_init(shared.full_keys, 1);
-    barrier_init(shared.empty_keys, kConsumerWarps);
+    for (int buffer = 0; buffer < Config::kKeyBuffers; ++buffer) {
+      barrier_init(shared.full_keys[buffer], 1);
+      barrier_init(shared.empty_keys[buffer], kConsumerWarps);
+    }
   }
   fence_barrier_init();
 }
