@@ -27,11 +27,12 @@ enum class AttentionPath : uint8_t {
   kCudaSorted,
   kSm90Position,
   kSm90Sorted,
+  kSm90Short,
   kLibrary
 };
 inline constexpr AttentionPath kAttentionPaths[] = {
     AttentionPath::kCudaPosition, AttentionPath::kCudaSorted, AttentionPath::kSm90Position,
-    AttentionPath::kSm90Sorted, AttentionPath::kLibrary};
+    AttentionPath::kSm90Sorted,   AttentionPath::kSm90Short,  AttentionPath::kLibrary};
 std::string_view name(AttentionPath path);                      // "cuda-position", ...
 std::optional<AttentionPath> attention_path(std::string_view);  // from its name
 
@@ -39,7 +40,8 @@ constexpr bool is_sorted(AttentionPath path) {
   return path == AttentionPath::kCudaSorted || path == AttentionPath::kSm90Sorted;
 }
 constexpr bool is_sm90(AttentionPath path) {
-  return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted;
+  return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted ||
+         path == AttentionPath::kSm90Short;
 }
 
 inline constexpr int32_t kAnyGroup = INT32_MAX;
