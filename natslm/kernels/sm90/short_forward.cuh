@@ -6,7 +6,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/sm90/short_texts.cuh"
 
 namespace natslm::kernels::sm90 {
@@ -124,8 +123,7 @@ void launch_short_forward(const ShortForwardArguments& arguments, CUstream_st* s
   using Config = ShortForwardConfig<kHeadDim>;
   const auto kernel = short_forward_kernel<Config>;
   constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
-  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(kSharedBytes)));
+  let_blocks_share(kernel, kSharedBytes);
   const int blocks = arguments.batch * arguments.kv_heads * arguments.tiles;
   kernel<<<blocks, Config::kThreads, kSharedBytes, stream>>>(arguments);
   NATSLM_CUDA(cudaGetLastError());

@@ -142,8 +142,7 @@ void launch_short_query_gradient(const ShortQueryGradientArguments& arguments,
   using Config = ShortQueryGradientConfig<kHeadDim>;
   const auto kernel = short_query_gradient_kernel<Config>;
   constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
-  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(kSharedBytes)));
+  let_blocks_share(kernel, kSharedBytes);
   const auto blocks = static_cast<unsigned>(arguments.batch * arguments.kv_heads * arguments.tiles);
   cuda::launch_dependent(kernel, blocks, Config::kThreads, kSharedBytes, stream, arguments);
 }

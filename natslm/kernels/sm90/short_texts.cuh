@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstddef>
 
+#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_tiles.h"
 #include "natslm/kernels/sm90/attention_short.h"
 #include "natslm/kernels/sm90/hopper.cuh"
@@ -244,6 +245,15 @@ __device__ inline void for_listed_tiles(const Rows& rows, Stage (&stages)[kStage
   }
   copy_async_wait<0>();  // a block must not end before its copies, were there no tile
   settle();
+}
+
+// Before a launch: so much shared memory, and room for as many blocks as their size allows.
+template <class Kernel>
+void let_blocks_share(Kernel kernel, size_t shared_bytes) {
+  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared_bytes)));
+  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared));
 }
 
 }  // namespace natslm::kernels::sm90
