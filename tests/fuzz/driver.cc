@@ -6,6 +6,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <charconv>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -19,9 +20,35 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
+// Present in sanitizer builds only.
+extern "C" void __sanitizer_set_death_callback(void (*call)()) __attribute__((weak));
+
 namespace {
 
 namespace fs = std::filesystem;
+
+// What is being tried, for whoever has to find it again.
+std::string current;
+
+void say_current() {
+  std::fprintf(stderr, "\nwhile trying %s\n", current.c_str());
+}
+
+void say_current_and_end(int signal) {
+  say_current();
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
+void watch_for_crashes() {
+  if (__sanitizer_set_death_callback) {
+    __sanitizer_set_death_callback(say_current);
+    std::signal(SIGABRT, say_current_and_end);
+  } else {
+    for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE})
+      std::signal(signal, say_current_and_end);
+  }
+}
 
 void try_input(const std::string& input) {
   // A copy of exactly this size on the heap, so that the address sanitizer sees the end.
@@ -135,24 +162,29 @@ int run(int count, char** arguments) {
   for (const fs::path& file : files) seeds.push_back(natslm::read_file(file));
   NATSLM_CHECK(!seeds.empty(), "no seeds: name files or folders of them");
 
+  watch_for_crashes();
   if (only != kAll) {
+    current = "--only " + std::to_string(only);
     try_input(mutation(seed, only, seeds));
     return 0;
   }
   uint64_t beginnings = 0;
-  for (const std::string& s : seeds) {
+  for (size_t i = 0; i < seeds.size(); ++i) {
+    const std::string& s = seeds[i];
+    current = files[i].string();
     try_input(s);
-    for (size_t size = 0; s.size() <= kSmall && size < s.size(); ++size, ++beginnings)
+    for (size_t size = 0; s.size() <= kSmall && size < s.size(); ++size, ++beginnings) {
+      current = files[i].string() + " cut to " + std::to_string(size) + " bytes";
       try_input(s.substr(0, size));
+    }
   }
   for (uint64_t i = 0; i < runs; ++i) {
-    // Before the input is tried: what ends the program can then be named.
-    std::fprintf(stderr, "\rmutation %llu", static_cast<unsigned long long>(i));
+    current = "--only " + std::to_string(i) + " with --seed " + std::to_string(seed);
     try_input(mutation(seed, i, seeds));
   }
-  std::fprintf(stderr, "\r%zu seeds, %llu beginnings, %llu mutations (seed %llu): no crash\n",
-               seeds.size(), static_cast<unsigned long long>(beginnings),
-               static_cast<unsigned long long>(runs), static_cast<unsigned long long>(seed));
+  std::printf("%zu seeds, %llu beginnings, %llu mutations (seed %llu): no crash\n", seeds.size(),
+              static_cast<unsigned long long>(beginnings), static_cast<unsigned long long>(runs),
+              static_cast<unsigned long long>(seed));
   return 0;
 }
 
