@@ -138,7 +138,7 @@ uint64_t number_of(std::string_view text) {
 
 int run(int count, char** arguments) {
   constexpr uint64_t kAll = ~uint64_t{0};
-  constexpr size_t kSmall = 16384;  // bytes: of seeds whose every beginning is tried
+  constexpr size_t kSmall = 4096;  // bytes: of seeds whose every beginning is tried
   uint64_t runs = 10'000, seed = 1, only = kAll;
   std::vector<fs::path> files;
   for (int i = 1; i < count; ++i) {

@@ -17,7 +17,10 @@ namespace fs = std::filesystem;
 class Folder {
  public:
   Folder() {
-    std::string name = (fs::temp_directory_path() / "natslm-index-XXXXXX").string();
+    // In memory where there is such a folder: several times as fast.
+    const fs::path memory = "/dev/shm";
+    const fs::path parent = fs::is_directory(memory) ? memory : fs::temp_directory_path();
+    std::string name = (parent / "natslm-index-XXXXXX").string();
     NATSLM_CHECK(::mkdtemp(name.data()), "no temporary folder");
     path_ = name;
     for (const char* tensor : {"a", "b"}) {
