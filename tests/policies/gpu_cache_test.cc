@@ -162,6 +162,22 @@ TEST_F(OnGpu, EvictionChangesNoOutput) {
   }
 }
 
+TEST_F(OnGpu, AHeadWhosePageTableGrowsLosesNoPageOfTheHeadsBefore) {
+  const cache::Shape here = shape(at::kCPU, 64, 2), there = shape(gpu(), 64, 2);
+  const Stream stream = random_stream(here, 640, 13);
+  // Head 0 keeps every other key and takes a new page in the step in which head 1 outgrows its
+  // table (512 keys).
+  std::vector<at::Tensor> last;
+  for (int32_t layer = 0; layer < here.layers; ++layer) {
+    last.push_back(at::full({2, 640}, kForever, at::kInt));
+    auto head0 = last.back().accessor<int32_t, 2>()[0];
+    for (int32_t j = 1; j < 640; j += 2) head0[j] = j;
+  }
+  cache::KvCache host(here, std::make_unique<Scripted>(last, false));
+  cache::KvCache device(there, std::make_unique<Scripted>(last, false));
+  expect_same(host, device, stream, 640, 64);
+}
+
 TEST_F(OnGpu, ASequenceDoesNotDependOnItsNeighbours) {
   const cache::Shape there = shape(gpu(), 128, 4);
   const Stream a = on_device(random_stream(shape(at::kCPU, 128, 4), 200, 1), gpu());
