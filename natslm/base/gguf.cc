@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "natslm/base/error.h"
-#include "natslm/base/quoted.h"
+#include "natslm/base/in_quotes.h"
 
 namespace natslm {
 namespace {
@@ -175,7 +175,7 @@ Described read_tensor(Cursor& cursor) {
   Described d;
   GgufFile::Tensor& tensor = d.tensor;
   tensor.name = cursor.string("a tensor's name");
-  const std::string what = "tensor " + quoted(tensor.name);
+  const std::string what = "tensor " + in_quotes(tensor.name);
   const std::string where = cursor.file() + ": " + what;
   NATSLM_CHECK(!tensor.name.empty() && tensor.name.size() <= kMaxNameBytes, where,
                " has a name of ", tensor.name.size(), " bytes, expected 1 to ", kMaxNameBytes);
@@ -258,7 +258,7 @@ class GgufFile::Reader {
   Reader(const GgufFile& file, std::string_view key, std::string_view expected)
       : file_(file), key_(key), expected_(expected) {
     value_ = file.find(key);
-    NATSLM_CHECK(value_, file.path().string(), ": has no metadata ", quoted(key), ", expected ",
+    NATSLM_CHECK(value_, file.path().string(), ": has no metadata ", in_quotes(key), ", expected ",
                  expected);
   }
 
@@ -310,14 +310,14 @@ class GgufFile::Reader {
     const bool fits = !above && value >= static_cast<int64_t>(std::numeric_limits<T>::min()) &&
                       value <= static_cast<int64_t>(std::numeric_limits<T>::max());
     if (!fits)
-      fail(file_.path().string(), ": metadata ", quoted(key_), " holds ",
+      fail(file_.path().string(), ": metadata ", in_quotes(key_), " holds ",
            above ? std::to_string(static_cast<uint64_t>(value)) : std::to_string(value),
            ", expected ", expected_, " from ", std::numeric_limits<T>::min(), " to ",
            std::numeric_limits<T>::max());
     return static_cast<T>(value);
   }
   [[noreturn]] void complain() const {
-    fail(file_.path().string(), ": metadata ", quoted(key_), " is of type ",
+    fail(file_.path().string(), ": metadata ", in_quotes(key_), " is of type ",
          text_of(value_->type, value_->element), ", expected ", expected_);
   }
 
@@ -347,7 +347,7 @@ GgufFile GgufFile::open(const std::filesystem::path& path) {
 
   for (uint64_t i = 0; i < entries; ++i) {
     const std::string_view key = cursor.string("a metadata key");
-    const std::string what = "metadata " + quoted(key);
+    const std::string what = "metadata " + in_quotes(key);
     NATSLM_CHECK(!key.empty() && key.size() <= kMaxNameBytes, file, ": ", what, " has a key of ",
                  key.size(), " bytes, expected 1 to ", kMaxNameBytes);
     const ValueType type = read_type(cursor, what);
@@ -374,14 +374,15 @@ GgufFile GgufFile::open(const std::filesystem::path& path) {
   uint64_t end = 0;
   std::string_view before;
   for (Described& d : described) {
-    const std::string where = file + ": tensor " + quoted(d.tensor.name);
+    const std::string where = file + ": tensor " + in_quotes(d.tensor.name);
     NATSLM_CHECK(d.offset % alignment == 0, where, " starts at data byte ", d.offset,
                  ", expected a multiple of the alignment ", alignment);
     NATSLM_CHECK(d.offset <= data.size() && d.bytes <= data.size() - d.offset, where, " has ",
                  d.bytes, " bytes from data byte ", d.offset, " on, but the file holds ",
                  data.size(), " bytes of data; it is truncated or damaged");
     NATSLM_CHECK(d.bytes == 0 || d.offset >= end, where, " starts at data byte ", d.offset,
-                 ", but tensor ", quoted(before), " ends at ", end, "; tensors must not overlap");
+                 ", but tensor ", in_quotes(before), " ends at ", end,
+                 "; tensors must not overlap");
     d.tensor.bytes = data.subspan(d.offset, d.bytes);
     if (d.bytes > 0) {
       end = d.offset + d.bytes;
@@ -480,9 +481,9 @@ const GgufFile::Tensor* GgufFile::find_tensor(std::string_view name) const {
 
 const GgufFile::Tensor& GgufFile::tensor(std::string_view name) const {
   const Tensor* found = find_tensor(name);
-  NATSLM_CHECK(found, path().string(), ": has no tensor ", quoted(name), "; it has ",
+  NATSLM_CHECK(found, path().string(), ": has no tensor ", in_quotes(name), "; it has ",
                tensors_.size(), " tensors",
-               tensors_.empty() ? "" : ", the first is " + quoted(tensors_.front().name));
+               tensors_.empty() ? "" : ", the first is " + in_quotes(tensors_.front().name));
   return *found;
 }
 

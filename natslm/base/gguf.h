@@ -63,6 +63,7 @@ class GgufFile {
 
   // Views (string_view, span) returned by any function here live as long as the GgufFile or a copy.
   const std::filesystem::path& path() const { return file_->path(); }
+  const std::shared_ptr<const MappedFile>& mapped() const { return file_; }
   uint32_t version() const { return version_; }
 
   // ---- metadata ----

@@ -12,6 +12,14 @@
 #include "natslm/base/error.h"
 
 namespace natslm {
+namespace {
+
+size_t page_bytes() {
+  static const auto bytes = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+}  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
   const std::string file = path.string();
@@ -43,10 +51,14 @@ MappedFile::~MappedFile() {
 
 void MappedFile::will_need(std::span<const std::byte> range) const {
   if (range.empty()) return;
-  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = static_cast<size_t>(range.data() - data_) / page * page;
-  const auto end = static_cast<size_t>(range.data() - data_) + range.size();
-  ::madvise(data_ + begin, end - begin, MADV_WILLNEED);
+  const size_t begin = (range.data() - data_) / page_bytes() * page_bytes();
+  ::madvise(data_ + begin, range.data() + range.size() - (data_ + begin), MADV_WILLNEED);
+}
+
+void MappedFile::release(std::span<const std::byte> range) const {
+  const size_t page = page_bytes(), first = range.data() - data_;
+  const size_t begin = (first + page - 1) / page * page, end = (first + range.size()) / page * page;
+  if (end > begin) ::madvise(data_ + begin, end - begin, MADV_DONTNEED);
 }
 
 }  // namespace natslm

@@ -28,6 +28,9 @@ class MappedFile {
   std::byte* data() const { return data_; }
   // Tells the system that these bytes will soon be read from front to back. A hint, no error.
   void will_need(std::span<const std::byte> range) const;
+  // Gives the pages that lie wholly in the range back to the system: reading them again brings them
+  // back from the file, so anything written to them is lost.
+  void release(std::span<const std::byte> range) const;
 
  private:
   std::filesystem::path path_;

@@ -76,14 +76,18 @@ class DeviceStorage final : public PageStorage {
     std::vector<PageAppend> appends(lists.size());
     std::vector<PageEdit> edits;
     std::vector<std::pair<Upload::Place, Upload::Place>> arrays(lists.size());  // pages, last
+    // Before any pointer into a table is taken: making room moves all tables of a slot.
+    for (const StepList& list : lists) {
+      if (list.head->count() == list.before) continue;
+      PageTables& tables = tables_.try_emplace(list.slot, shape_, shape_.device).first->second;
+      tables.reserve(pages_for(list.head->count()));
+    }
     for (size_t i = 0; i < lists.size(); ++i) {
       const StepList& list = lists[i];
       HeadStore& head = *list.head;
       if (edits_stored_) change_lifetimes(head, list.before, edits);
       if (head.count() == list.before) continue;
       const int32_t first = list.before / kPageKeys;
-      PageTables& tables = tables_.try_emplace(list.slot, shape_, shape_.device).first->second;
-      tables.reserve(pages_for(head.count()));
       appends[i].table = table_of(list) + first;
       appends[i].begin = list.before;
       appends[i].first_position = head.position()[list.before];

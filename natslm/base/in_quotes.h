@@ -8,6 +8,6 @@
 
 namespace natslm {
 
-std::string quoted(std::string_view text);
+std::string in_quotes(std::string_view text);
 
 }  // namespace natslm

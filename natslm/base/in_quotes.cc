@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "natslm/base/quoted.h"
+#include "natslm/base/in_quotes.h"
 
 namespace natslm {
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   constexpr size_t kLongest = 120;
   std::string result = "'";
   for (const char c : text.substr(0, kLongest)) {
