@@ -24,6 +24,9 @@ Json parse_json(std::string_view text);
 // The same, members in the order of the text.
 nlohmann::ordered_json parse_ordered_json(std::string_view text);
 
+// Control characters as \n and \x1F: names and tokens in messages of one line.
+std::string one_line(std::string_view text);
+
 // A JSON value and its name in the file ("model.vocab"), for messages.
 class Field {
  public:

@@ -117,7 +117,7 @@ BpeModel with_path(const fs::path& path, Read&& read) {
   } catch (const Error& error) {
     const std::string what = error.what();
     if (what.find(path.string()) != std::string::npos) throw;
-    fail(path.string(), ": ", what);
+    fail(path.string(), ": ", one_line(what));
   } catch (const Json::exception& error) {
     fail(path.string(), ": ", error.what());
   }
