@@ -36,7 +36,6 @@ bool follows_another(std::string_view text, std::string_view mark) {
 }
 
 // ---- BPE
-// -----------------------------------------------------------------------------------------
 class CharacterBpe final : public PieceModel {
  public:
   explicit CharacterBpe(const Field& field);
