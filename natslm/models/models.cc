@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/models.h"
 
-#include <c10/core/GradMode.h>
-
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -13,6 +11,7 @@
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
 #include "natslm/models/gpt.h"
+#include "natslm/models/read_weights.h"
 #include "natslm/models/safetensors.h"
 
 namespace natslm::models {
@@ -205,17 +204,18 @@ Config load_config(const fs::path& folder) {
 }
 
 void load_weights(Model& model, const fs::path& file) {
-  const SafetensorsFile weights(file);
-  const c10::NoGradGuard no_grad;
-  std::set<std::string> known;
+  const WeightFiles weights = WeightFiles::open(file);
+  std::vector<WeightTarget> targets;
+  std::set<std::string_view> known;
   for (const auto& [name, parameter] : model.parameters()) {
-    at::Tensor(parameter).copy_(weights.tensor(name, parameter.sizes()));
+    targets.push_back({name, parameter});
     known.insert(name);
   }
   for (const auto& entry : weights.entries()) {
     NATSLM_CHECK(known.contains(entry.name), file.string(), ": the tensor ", entry.name,
                  " is no part of this model; config.json and weights do not belong together");
   }
+  read_weights(weights, targets);
 }
 
 std::unique_ptr<Model> load_model(const fs::path& folder) {
