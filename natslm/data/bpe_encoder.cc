@@ -21,35 +21,18 @@ bool MergeTable::add(int32_t left, int32_t right, uint32_t rank, int32_t result)
   return true;
 }
 
-PieceEncoder::PieceEncoder(const std::array<int32_t, 256>& byte_ids, MergeTable merges,
-                           std::unordered_map<std::string, int32_t> whole)
-    : byte_ids_(byte_ids), merges_(std::move(merges)), whole_(std::move(whole)) {}
-
 namespace {
+
 // Up to here looking at all pairs for each merge is faster than a heap.
 constexpr size_t kShort = 48;
-}  // namespace
 
-void PieceEncoder::encode(std::string_view piece, std::vector<int32_t>& ids) const {
-  if (!whole_.empty()) {
-    if (const auto found = whole_.find(std::string(piece)); found != whole_.end()) {
-      ids.push_back(found->second);
-      return;
-    }
-  }
-  piece.size() <= kShort ? encode_short(piece, ids) : encode_long(piece, ids);
-}
-
-void PieceEncoder::encode_short(std::string_view piece, std::vector<int32_t>& ids) const {
-  std::array<int32_t, kShort> symbol;
+// The first `size` entries of `symbol`, which are overwritten.
+void merge_few(const MergeTable& merges, std::array<int32_t, kShort>& symbol, size_t size,
+               std::vector<int32_t>& ids) {
   std::array<uint32_t, kShort> rank;  // of the pair (i, i + 1)
   std::array<int32_t, kShort> result;
-  size_t size = 0;
-  for (const char byte : piece) {
-    if (byte_id(byte) >= 0) symbol[size++] = byte_id(byte);
-  }
   const auto look_up = [&](size_t i) {
-    const MergeTable::Entry found = merges_.find(symbol[i], symbol[i + 1]);
+    const MergeTable::Entry found = merges.find(symbol[i], symbol[i + 1]);
     rank[i] = found.rank;
     result[i] = found.result;
   };
@@ -69,21 +52,20 @@ void PieceEncoder::encode_short(std::string_view piece, std::vector<int32_t>& id
   ids.insert(ids.end(), symbol.begin(), symbol.begin() + size);
 }
 
-void PieceEncoder::encode_long(std::string_view piece, std::vector<int32_t>& ids) const {
+void merge_many(const MergeTable& merges, std::span<const int32_t> all, std::vector<int32_t>& ids) {
   // Symbols are a list linked by index: a merged one keeps its left part's place.
   struct Symbol {
     int32_t id;
     uint32_t before, after;
   };
   constexpr uint32_t kEnd = 0xffffffffu;
-  NATSLM_CHECK(piece.size() < kEnd, "a piece of text of ", piece.size(),
-               " bytes without a place to cut is too long: at most 4 GB");
+  NATSLM_CHECK(all.size() < kEnd, "a piece of text of ", all.size(),
+               " symbols without a place to cut is too long: at most 4 G");
   std::vector<Symbol> symbols;
-  symbols.reserve(piece.size());
-  for (const char byte : piece) {
-    if (byte_id(byte) < 0) continue;
+  symbols.reserve(all.size());
+  for (const int32_t id : all) {
     const auto at = static_cast<uint32_t>(symbols.size());
-    symbols.push_back({byte_id(byte), at - 1, at + 1});
+    symbols.push_back({id, at - 1, at + 1});
   }
   if (symbols.empty()) return;
   symbols.back().after = kEnd;  // symbols[0].before is kEnd already
@@ -91,7 +73,7 @@ void PieceEncoder::encode_long(std::string_view piece, std::vector<int32_t>& ids
   // Candidates by rank, then place; one that no longer holds is met with another rank and dropped.
   std::vector<uint64_t> first;
   const auto candidate = [&](uint32_t at) {
-    const uint32_t rank = merges_.find(symbols[at].id, symbols[symbols[at].after].id).rank;
+    const uint32_t rank = merges.find(symbols[at].id, symbols[symbols[at].after].id).rank;
     return uint64_t{rank} << 32 | at;
   };
   const auto holds = [](uint64_t entry) { return entry >> 32 != MergeTable::kNone; };
@@ -107,7 +89,7 @@ void PieceEncoder::encode_long(std::string_view piece, std::vector<int32_t>& ids
     Symbol& left = symbols[at];
     if (left.id < 0 || left.after == kEnd) continue;
     Symbol& right = symbols[left.after];
-    const MergeTable::Entry merge = merges_.find(left.id, right.id);
+    const MergeTable::Entry merge = merges.find(left.id, right.id);
     if (merge.rank != entry >> 32) continue;
     left.id = merge.result;
     right.id = -1;
@@ -123,16 +105,41 @@ void PieceEncoder::encode_long(std::string_view piece, std::vector<int32_t>& ids
   for (uint32_t at = 0; at != kEnd; at = symbols[at].after) ids.push_back(symbols[at].id);
 }
 
-void PieceCache::fill(Slot& slot, const Key& words, std::string_view piece,
-                      const PieceEncoder& encoder, std::vector<int32_t>& ids) {
-  const size_t before = ids.size();
-  encoder.encode(piece, ids);
-  const size_t count = ids.size() - before;
-  if (count == 0 || count > kMostIds) return;
-  slot.words = words;
-  slot.bytes = static_cast<uint8_t>(piece.size());
-  slot.count = static_cast<uint8_t>(count);
-  std::copy(ids.begin() + before, ids.end(), slot.ids.begin());
+}  // namespace
+
+void merge_symbols(const MergeTable& merges, std::vector<int32_t>& symbols,
+                   std::vector<int32_t>& ids) {
+  if (symbols.size() > kShort) return merge_many(merges, symbols, ids);
+  std::array<int32_t, kShort> few;
+  std::ranges::copy(symbols, few.begin());
+  merge_few(merges, few, symbols.size(), ids);
+}
+
+PieceEncoder::PieceEncoder(const std::array<int32_t, 256>& byte_ids, MergeTable merges,
+                           std::unordered_map<std::string, int32_t> whole)
+    : byte_ids_(byte_ids), merges_(std::move(merges)), whole_(std::move(whole)) {}
+
+void PieceEncoder::encode(std::string_view piece, std::vector<int32_t>& ids) const {
+  if (!whole_.empty()) {
+    if (const auto found = whole_.find(std::string(piece)); found != whole_.end()) {
+      ids.push_back(found->second);
+      return;
+    }
+  }
+  if (piece.size() <= kShort) {
+    std::array<int32_t, kShort> symbol;
+    size_t size = 0;
+    for (const char byte : piece) {
+      if (byte_id(byte) >= 0) symbol[size++] = byte_id(byte);
+    }
+    return merge_few(merges_, symbol, size, ids);
+  }
+  std::vector<int32_t> symbols;
+  symbols.reserve(piece.size());
+  for (const char byte : piece) {
+    if (byte_id(byte) >= 0) symbols.push_back(byte_id(byte));
+  }
+  merge_many(merges_, symbols, ids);
 }
 
 }  // namespace natslm::data

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -13,6 +12,8 @@
 #include "natslm/base/counter_rng.h"
 #include "natslm/base/error.h"
 #include "natslm/data/bpe_encoder.h"
+#include "natslm/data/json_field.h"
+#include "natslm/data/piece_cache.h"
 #include "natslm/data/tokenizer_json.h"
 
 namespace natslm::data {
@@ -47,6 +48,10 @@ uint64_t fingerprint_of(const BpeModel& model) {
     hash.add(token.id);
     hash.add(token.content);
     hash.add(token.normalized);
+    // Only where set: packed files made before these were known keep their fingerprints.
+    if (token.left_strip || token.right_strip || token.single_word) {
+      hash.add(token.left_strip + 2 * token.right_strip + 4 * token.single_word);
+    }
   }
   hash.add(model.split.digits);
   hash.add(model.split.pattern);
@@ -54,66 +59,12 @@ uint64_t fingerprint_of(const BpeModel& model) {
   return hash.value();
 }
 
-// Added tokens in text: the leftmost match, the longest of those that begin there.
-class AddedTokenFinder {
- public:
-  void add(const AddedToken& token) {
-    tokens_[static_cast<unsigned char>(token.content[0])].push_back(&token);
-    longest_ = std::max(longest_, token.content.size());
-    if (first_bytes_.find(token.content[0]) == std::string::npos) first_bytes_ += token.content[0];
-    for (auto& group : tokens_) {
-      std::ranges::stable_sort(group, [](const AddedToken* a, const AddedToken* b) {
-        return a->content.size() > b->content.size();
-      });
-    }
-  }
-  bool empty() const { return longest_ == 0; }
-
-  // The next match from `at` on, and where it begins.
-  std::pair<const AddedToken*, size_t> next(std::string_view text, size_t at) const {
-    if (empty()) return {nullptr, text.size()};
-    while ((at = candidate(text, at)) != std::string_view::npos) {
-      for (const AddedToken* token : group(text[at])) {
-        if (text.substr(at).starts_with(token->content)) return {token, at};
-      }
-      ++at;
-    }
-    return {nullptr, text.size()};
-  }
-
-  // Could a token reach across text[at], the text going on as it may?
-  bool may_cross(std::string_view text, size_t at) const {
-    for (size_t begin = at - std::min(at, longest_); begin < at; ++begin) {
-      for (const AddedToken* token : group(text[begin])) {
-        const std::string_view there = text.substr(begin, token->content.size());
-        if (begin + token->content.size() > at && token->content.starts_with(there)) return true;
-      }
-    }
-    return false;
-  }
-
- private:
-  const std::vector<const AddedToken*>& group(char first) const {
-    return tokens_[static_cast<unsigned char>(first)];
-  }
-  size_t candidate(std::string_view text, size_t at) const {
-    // The usual case, and memchr is much faster than a search for one of several.
-    return first_bytes_.size() == 1 ? text.find(first_bytes_[0], at)
-                                    : text.find_first_of(first_bytes_, at);
-  }
-
-  std::array<std::vector<const AddedToken*>, 256> tokens_;  // by first byte, longest first
-  std::string first_bytes_;
-  size_t longest_ = 0;
-};
-
 std::string shown(const std::string& token) {
   return "\"" + byte_level_text(token) + "\"";
 }
 
 }  // namespace
 
-// Caches are lent to one call at a time, so that encode() may be called from several threads.
 class ByteLevelBpe::Encoder {
  public:
   explicit Encoder(const BpeModel& model) : pieces_(make_pieces(model)), fast_(model.split.digits) {
@@ -122,7 +73,7 @@ class ByteLevelBpe::Encoder {
   }
 
   void encode(std::string_view text, std::vector<int32_t>& ids) const {
-    Lease cache(*this);
+    PieceCachePool::Lease cache(caches_);
     between_added<0>(text, *cache, ids);
   }
 
@@ -136,49 +87,21 @@ class ByteLevelBpe::Encoder {
   }
 
  private:
-  class Lease {
-   public:
-    explicit Lease(const Encoder& owner) : owner_(owner) {
-      const std::lock_guard lock(owner_.mutex_);
-      if (!owner_.caches_.empty()) {
-        cache_ = std::move(owner_.caches_.back());
-        owner_.caches_.pop_back();
-      }
-    }
-    ~Lease() {
-      if (!cache_) return;
-      const std::lock_guard lock(owner_.mutex_);
-      owner_.caches_.push_back(std::move(cache_));
-    }
-    Lease(const Lease&) = delete;
-    Lease& operator=(const Lease&) = delete;
-    PieceCache& operator*() {
-      if (!cache_) cache_ = std::make_unique<PieceCache>();
-      return *cache_;
-    }
-
-   private:
-    const Encoder& owner_;
-    std::unique_ptr<PieceCache> cache_;
-  };
-
   static PieceEncoder make_pieces(const BpeModel& model);
 
   // Level 0 looks for added tokens as they are, level 1 for normalised ones between them.
   template <int kLevel>
   void between_added(std::string_view text, PieceCache& cache, std::vector<int32_t>& ids) const {
-    for (size_t at = 0; at < text.size();) {
-      const auto [token, begin] = added_[kLevel].next(text, at);
-      const std::string_view plain = text.substr(at, begin - at);
-      if constexpr (kLevel == 0) {
-        between_added<1>(plain, cache, ids);
-      } else {
-        encode_plain(plain, cache, ids);
-      }
-      if (!token) return;
-      ids.push_back(token->id);
-      at = begin + token->content.size();
-    }
+    added_[kLevel].split(
+        text,
+        [&](std::string_view plain) {
+          if constexpr (kLevel == 0) {
+            between_added<1>(plain, cache, ids);
+          } else {
+            encode_plain(plain, cache, ids);
+          }
+        },
+        [&](int32_t id) { ids.push_back(id); });
   }
 
   void encode_plain(std::string_view text, PieceCache& cache, std::vector<int32_t>& ids) const {
@@ -208,8 +131,7 @@ class ByteLevelBpe::Encoder {
   Gpt2Splitter fast_;
   std::optional<PatternSplitter> pattern_;
   std::array<AddedTokenFinder, 2> added_;  // [normalized]
-  mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<PieceCache>> caches_;
+  mutable PieceCachePool caches_;
 };
 
 PieceEncoder ByteLevelBpe::Encoder::make_pieces(const BpeModel& model) {
@@ -270,9 +192,7 @@ PieceEncoder ByteLevelBpe::Encoder::make_pieces(const BpeModel& model) {
 
 ByteLevelBpe::ByteLevelBpe(BpeModel model) : model_(std::move(model)) {
   encoder_ = std::make_unique<Encoder>(model_);
-  for (const AddedToken& token : model_.added) {
-    if (token.content == kEndOfText) end_of_text_ = token.id;
-  }
+  end_of_text_ = end_of_text_among(model_.added);
   fingerprint_ = fingerprint_of(model_);
 }
 
@@ -296,6 +216,11 @@ const std::string& ByteLevelBpe::checked_token(int32_t id) const {
   NATSLM_CHECK(id >= 0 && id < vocabulary(), "token id ", id, " is outside the vocabulary 0 .. ",
                vocabulary() - 1, "; was the text encoded with another tokenizer?");
   return model_.tokens[id];
+}
+
+int32_t ByteLevelBpe::added_token(std::string_view content) const {
+  const auto found = std::ranges::find(model_.added, content, &AddedToken::content);
+  return found == model_.added.end() ? -1 : found->id;
 }
 
 size_t ByteLevelBpe::stable_prefix(std::string_view text) const {

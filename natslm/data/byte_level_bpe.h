@@ -10,19 +10,13 @@
 #include <utility>
 #include <vector>
 
+#include "natslm/data/added_tokens.h"
 #include "natslm/data/split_rule.h"
 #include "natslm/data/tokenizer.h"
 
 namespace natslm::data {
 
-struct AddedToken {
-  int32_t id = 0;
-  std::string content;      // its bytes in the text
-  bool special = true;      // a control token rather than text; kept for tokenizer.json
-  bool normalized = false;  // looked for after those that are not; kept for tokenizer.json
-};
-
-// All that defines a tokenizer, and no more.
+// All that defines such a tokenizer, and no more.
 struct BpeModel {
   std::vector<std::string> tokens;                  // bytes of each id; empty: the id is unused
   std::vector<std::pair<int32_t, int32_t>> merges;  // ids of left and right, earliest first
@@ -31,7 +25,6 @@ struct BpeModel {
   bool whole_pieces_first = false;  // a piece that is a token is not cut (`ignore_merges`)
 };
 
-inline constexpr int64_t kMostTokens = int64_t{1} << 24;
 inline constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 class ByteLevelBpe : public Tokenizer {
@@ -47,6 +40,7 @@ class ByteLevelBpe : public Tokenizer {
   void encode_to(std::string_view text, std::vector<int32_t>& ids) const override;
   std::string decode(const std::vector<int32_t>& ids) const override;
   std::string token_bytes(int32_t id) const override;
+  int32_t added_token(std::string_view content) const override;
   int32_t end_of_text() const override { return end_of_text_; }
   size_t stable_prefix(std::string_view text) const override;
   uint64_t fingerprint() const override { return fingerprint_; }

@@ -93,24 +93,30 @@ class PatternSplitter::Impl {
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);
   }
 
-  void split(std::string_view text, std::vector<size_t>& ends) const {
+  // Calls piece(begin, end, whether the pattern matched there) for all pieces in the text's order,
+  // empty matches included.
+  template <class Piece>
+  void pieces(std::string_view text, Piece&& piece) const {
     const Match match(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
     NATSLM_CHECK(match, "out of memory for the split pattern");
     // Stretches of characters between runs of invalid bytes and, with digits_, between digits.
     size_t begin = 0, at = 0;
     const auto finish = [&](size_t end) {
-      if (end > begin) matches(text.substr(begin, end - begin), begin, *match, ends);
+      if (end > begin) stretch(text.substr(begin, end - begin), begin, *match, piece);
     };
     while (at < text.size()) {
       const Char found = char_at(text, at);
       if (found.kind == CharClass::kInvalid) {
         finish(at);
+        begin = at;
         while (at < text.size() && char_at(text, at).kind == CharClass::kInvalid) ++at;
-        ends.push_back(begin = at);
+        piece(begin, at, false);
+        begin = at;
       } else if (digits_ &&
                  (found.kind == CharClass::kNumber || found.kind == CharClass::kNewNumber)) {
         finish(at);
-        ends.push_back(begin = at += found.bytes);
+        piece(at, at + found.bytes, false);
+        begin = at += found.bytes;
       } else {
         at += found.bytes;
       }
@@ -125,22 +131,29 @@ class PatternSplitter::Impl {
   };
   using Match = std::unique_ptr<pcre2_match_data, Free>;
 
-  void matches(std::string_view text, size_t offset, pcre2_match_data& match,
-               std::vector<size_t>& ends) const {
+  // An empty match is one where the pattern has no longer one; the next search begins a character
+  // later, so that none is found right after another match.
+  template <class Piece>
+  void stretch(std::string_view text, size_t offset, pcre2_match_data& match, Piece&& piece) const {
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-    for (size_t at = 0; at < text.size();) {
-      const int count = pcre2_match(code_.get(), subject, text.size(), at,
-                                    PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, &match, nullptr);
+    size_t done = 0, last_match = std::string_view::npos;
+    for (size_t at = 0; at <= text.size();) {
+      const int count =
+          pcre2_match(code_.get(), subject, text.size(), at, PCRE2_NO_UTF_CHECK, &match, nullptr);
       if (count == PCRE2_ERROR_NOMATCH) break;
       NATSLM_CHECK(count >= 0, "splitting text by its pattern failed: ", message_of(count));
       const PCRE2_SIZE* found = pcre2_get_ovector_pointer(&match);
-      if (found[0] > at) ends.push_back(offset + found[0]);
-      ends.push_back(offset + found[1]);
-      at = found[1];
+      const size_t begin = found[0], end = found[1];
+      if (begin == end && end == last_match) {
+        at += at < text.size() ? char_at(text, at).bytes : 1;
+        continue;
+      }
+      NATSLM_CHECK(begin >= done && end >= begin, "the split pattern matches text twice");  // \K
+      if (begin > done) piece(offset + done, offset + begin, false);
+      piece(offset + begin, offset + end, true);
+      done = at = last_match = end;
     }
-    if (!text.empty() && (ends.empty() || ends.back() != offset + text.size())) {
-      ends.push_back(offset + text.size());
-    }
+    if (done < text.size()) piece(offset + done, offset + text.size(), false);
   }
 
   bool digits_;
@@ -150,7 +163,14 @@ class PatternSplitter::Impl {
 PatternSplitter::PatternSplitter(const SplitRule& rule) : impl_(std::make_unique<Impl>(rule)) {}
 PatternSplitter::~PatternSplitter() = default;
 void PatternSplitter::split(std::string_view text, std::vector<size_t>& ends) const {
-  impl_->split(text, ends);
+  impl_->pieces(text, [&](size_t begin, size_t end, bool) {
+    if (begin < end) ends.push_back(end);
+  });
+}
+void PatternSplitter::find(std::string_view text, std::vector<PatternPiece>& pieces) const {
+  impl_->pieces(text, [&](size_t begin, size_t end, bool matched) {
+    pieces.push_back({begin, end, matched});
+  });
 }
 
 }  // namespace natslm::data

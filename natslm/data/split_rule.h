@@ -39,6 +39,11 @@ class Gpt2Splitter {
   bool digits_;
 };
 
+struct PatternPiece {
+  size_t begin, end;
+  bool matched;  // by the pattern; else what lies between two matches
+};
+
 // Any pattern, by PCRE2 (compiled just in time where the machine allows it).
 class PatternSplitter {
  public:
@@ -48,6 +53,8 @@ class PatternSplitter {
   ~PatternSplitter();
   // Appends the end of each piece to `ends`. Throws Error when a limit of PCRE2 is hit.
   void split(std::string_view text, std::vector<size_t>& ends) const;
+  // The same pieces, and which of them the pattern matched; an empty match is a piece here.
+  void find(std::string_view text, std::vector<PatternPiece>& pieces) const;
 
  private:
   class Impl;

@@ -5,7 +5,6 @@
 #include <exception>
 #include <functional>
 #include <initializer_list>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -14,213 +13,60 @@
 
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
+#include "natslm/data/json_field.h"
+#include "natslm/data/pipeline_tokenizer.h"
+#include "natslm/data/vocabulary_json.h"
 
 namespace natslm::data {
 namespace {
 
-using Json = nlohmann::json;
 namespace fs = std::filesystem;
 
-// A name given twice would be dropped silently by the parser; in a vocabulary that is a damaged
-// file.
-class DuplicateNames {
- public:
-  bool operator()(int, Json::parse_event_t event, Json& value) {
-    if (event == Json::parse_event_t::object_start) open_.emplace_back();
-    if (event == Json::parse_event_t::object_end) open_.pop_back();
-    if (event == Json::parse_event_t::key) {
-      const auto& name = value.get_ref<const std::string&>();
-      NATSLM_CHECK(open_.back().insert(name).second, "the member \"", name, "\" is given twice");
-    }
-    return true;
-  }
-
- private:
-  std::vector<std::unordered_set<std::string>> open_;
-};
-
-Json parse(const fs::path& path) {
-  const std::string text = read_file(path);
-  DuplicateNames names;
-  try {
-    return Json::parse(text, std::ref(names));
-  } catch (const Json::parse_error& error) {
-    fail("not valid JSON at byte ", error.byte, " of ", text.size(), "; truncated or damaged?");
-  } catch (const Json::exception& error) {
-    fail("not valid JSON: ", error.what());
-  }
-}
-
-// A JSON value and its name in the file ("model.vocab"), for messages.
-class Field {
- public:
-  Field(const Json& value, std::string name) : value_(&value), name_(std::move(name)) {}
-
-  const Json& value() const { return *value_; }
-  const std::string& name() const { return name_; }
-  bool is_null() const { return value_->is_null(); }
-
-  // Null when the member is missing.
-  Field operator[](const char* member) const {
-    static const Json kNothing;
-    need(value_->is_object(), "must be an object");
-    const auto found = value_->find(member);
-    return {found == value_->end() ? kNothing : *found,
-            name_.empty() ? member : name_ + "." + member};
-  }
-  Field item(size_t index) const {
-    return {(*value_)[index], name_ + "[" + std::to_string(index) + "]"};
-  }
-  size_t items() const {
-    need(value_->is_array(), "must be a list");
-    return value_->size();
-  }
-  std::string text() const {
-    need(value_->is_string(), "must be a string");
-    return value_->get<std::string>();
-  }
-  bool flag(bool otherwise) const {
-    if (is_null()) return otherwise;
-    need(value_->is_boolean(), "must be true or false");
-    return value_->get<bool>();
-  }
-  int32_t id() const {
-    need(value_->is_number_unsigned() && value_->get<uint64_t>() < uint64_t{kMostTokens},
-         "must be a token id, 0 .. 16777215");
-    return value_->get<int32_t>();
-  }
-  // The value must be one that changes nothing.
-  void must_be(std::initializer_list<Json> allowed) const {
-    const bool fine = std::ranges::any_of(allowed, [&](const Json& one) { return one == *value_; });
-    need(fine, "is not supported");
-  }
-  // No member but these.
-  void only(std::initializer_list<std::string_view> members) const {
-    need(value_->is_object(), "must be an object");
-    for (const auto& [member, value] : value_->items()) {
-      const bool known = std::ranges::find(members, member) != members.end();
-      NATSLM_CHECK(known, "member ", name_, ".", member, " is not known");
-    }
-  }
-  void need(bool condition, std::string_view what) const {
-    if (condition) return;
-    std::string shown = value_->dump(-1, ' ', false, Json::error_handler_t::replace);
-    if (shown.size() > 60) shown = shown.substr(0, 57) + "...";
-    fail("member ", name_, " = ", shown, " ", what);
-  }
-
- private:
-  const Json* value_;
-  std::string name_;
-};
-
-void read_byte_level(const Field& field, bool& uses_pattern) {
-  field.only({"type", "add_prefix_space", "trim_offsets", "use_regex"});
-  // Its default is true, which puts a space before the text: decoding would not give the text back.
-  field["add_prefix_space"].need(!field["add_prefix_space"].flag(true),
-                                 "is not supported (only false)");
-  uses_pattern = field["use_regex"].flag(true);
-}
-
-void read_pre_tokenizer_step(const Field& step, SplitRule& rule, bool& pattern_known, bool& last) {
+// Adds one step to the rule; false if a SplitRule cannot say what it does.
+bool add_split_step(const Field& step, SplitRule& rule, bool& pattern_known, bool& last) {
   const std::string type = step["type"].text();
-  step["type"].need(!last, "must not follow ByteLevel");
+  if (last) return false;
   if (type == "Digits") {
     step.only({"type", "individual_digits"});
-    const Field each = step["individual_digits"];
-    each.need(each.flag(false), "is not supported (only true)");
-    step["type"].need(!pattern_known, "must come before the pattern");
+    if (!step["individual_digits"].flag(false) || pattern_known || rule.digits) return false;
     rule.digits = true;
-  } else if (type == "Split") {
+    return true;
+  }
+  if (type == "Split") {
     step.only({"type", "pattern", "behavior", "invert"});
-    step["pattern"].only({"Regex"});
-    step["behavior"].must_be({"Isolated"});
-    step["invert"].must_be({nullptr, false});
-    step["type"].need(!pattern_known, "is supported once");
-    rule.pattern = step["pattern"]["Regex"].text();
-    pattern_known = true;
-  } else if (type == "ByteLevel") {
-    bool uses_pattern = false;
-    read_byte_level(step, uses_pattern);
-    // Splitting a second time by GPT-2's pattern would be a rule of its own.
-    step.need(uses_pattern != pattern_known, pattern_known
-                                                 ? "needs use_regex = false after Split"
-                                                 : "needs use_regex = true without Split");
-    pattern_known = last = true;
-  } else {
-    step["type"].need(false, "is not supported (only ByteLevel, Digits, Split and Sequence)");
-  }
-}
-
-SplitRule read_pre_tokenizer(const Field& field) {
-  field.need(!field.is_null(), "is not supported (ByteLevel is needed)");
-  SplitRule rule;
-  bool pattern_known = false, last = false;
-  if (field["type"].text() == "Sequence") {
-    field.only({"type", "pretokenizers"});
-    const Field steps = field["pretokenizers"];
-    for (size_t i = 0; i < steps.items(); ++i) {
-      read_pre_tokenizer_step(steps.item(i), rule, pattern_known, last);
+    const Field pattern = step["pattern"]["Regex"];
+    if (pattern.is_null() || step["behavior"].text() != "Isolated" || step["invert"].flag(false) ||
+        pattern_known) {
+      return false;
     }
-  } else {
-    read_pre_tokenizer_step(field, rule, pattern_known, last);
+    rule.pattern = pattern.text();
+    return pattern_known = true;
   }
-  field.need(last, "must end in ByteLevel");
-  return rule;
+  if (type == "ByteLevel") {
+    step.only({"type", "add_prefix_space", "trim_offsets", "use_regex"});
+    const bool uses_pattern = step["use_regex"].flag(true);
+    // Splitting a second time by GPT-2's pattern would be a rule of its own.
+    if (step["add_prefix_space"].flag(true) || uses_pattern == pattern_known) return false;
+    return last = true;
+  }
+  return false;
 }
 
-// What is done to the ids afterwards: only what changes none.
-void check_post_processor(const Field& field) {
-  if (field.is_null()) return;
-  const std::string type = field["type"].text();
-  if (type == "Sequence") {
-    const Field steps = field["processors"];
-    for (size_t i = 0; i < steps.items(); ++i) check_post_processor(steps.item(i));
-    return;
+// Byte-level processing changes offsets, no ids.
+bool changes_no_ids(const Field& processor) {
+  if (processor.is_null()) return true;
+  const std::string type = processor["type"].text();
+  if (type != "Sequence") return type == "ByteLevel";
+  const Field steps = processor["processors"];
+  for (size_t i = 0; i < steps.items(); ++i) {
+    if (!changes_no_ids(steps.item(i))) return false;
   }
-  field["type"].must_be({"ByteLevel"});
+  return true;
 }
 
 void set_token(BpeModel& model, int32_t id, std::string bytes) {
   if (model.tokens.size() <= static_cast<size_t>(id)) model.tokens.resize(id + 1);
   model.tokens[id] = std::move(bytes);
-}
-
-// Token text -> id as files write it.
-using Names = std::unordered_map<std::string, int32_t>;
-
-Names read_names(const Field& vocabulary) {
-  vocabulary.need(vocabulary.value().is_object() && !vocabulary.value().empty(),
-                  "must be an object of tokens and ids");
-  Names names;
-  std::unordered_map<int32_t, const std::string*> owner;
-  for (const auto& [name, value] : vocabulary.value().items()) {
-    const Field field(value, vocabulary.name() + "[\"" + name + "\"]");
-    const int32_t id = field.id();
-    const auto entry = names.emplace(name, id).first;
-    const auto [other, fresh] = owner.try_emplace(id, &entry->first);
-    field.need(fresh, fresh ? "" : "is also the id of \"" + *other->second + "\"");
-    field.need(!name.empty(), "has no text");
-  }
-  return names;
-}
-
-void add_merge(BpeModel& model, const Names& names, const std::string& left,
-               const std::string& right, const std::string& where) {
-  const auto l = names.find(left), r = names.find(right);
-  NATSLM_CHECK(l != names.end(), where, ": \"", left, "\" is not in the vocabulary");
-  NATSLM_CHECK(r != names.end(), where, ": \"", right, "\" is not in the vocabulary");
-  model.merges.emplace_back(l->second, r->second);
-}
-
-// "left right"
-void add_merge_line(BpeModel& model, const Names& names, const std::string& line,
-                    const std::string& where) {
-  const size_t space = line.find(' ');
-  NATSLM_CHECK(space != std::string::npos && space > 0 && space + 1 < line.size() &&
-                   line.find(' ', space + 1) == std::string::npos,
-               where, ": must be two tokens with a space between");
-  add_merge(model, names, line.substr(0, space), line.substr(space + 1), where);
 }
 
 void read_model(const Field& field, BpeModel& model, Names& names) {
@@ -233,40 +79,9 @@ void read_model(const Field& field, BpeModel& model, Names& names) {
   field["byte_fallback"].must_be({nullptr, false});
   model.whole_pieces_first = field["ignore_merges"].flag(false);
   names = read_names(field["vocab"]);
-  const Field merges = field["merges"];
-  for (size_t i = 0; i < merges.items(); ++i) {
-    const Field merge = merges.item(i);
-    if (merge.value().is_array()) {
-      merge.need(merge.items() == 2, "must be two tokens");
-      add_merge(model, names, merge.item(0).text(), merge.item(1).text(), merge.name());
-    } else {
-      add_merge_line(model, names, merge.text(), merge.name());
-    }
-  }
-  // Every byte has a token in a byte-level vocabulary, or is dropped: with an unknown token in its
-  // place the ids would be others.
-  if (!field["unk_token"].is_null()) {
-    for (const char byte : byte_level_alphabet()) {
-      const std::string name = byte_level_text({&byte, 1});
-      field["unk_token"].need(names.contains(name),
-                              "is not supported in a vocabulary without all 256 bytes");
-    }
-  }
-}
-
-void read_added_tokens(const Field& list, BpeModel& model) {
-  if (list.is_null()) return;
-  for (size_t i = 0; i < list.items(); ++i) {
-    const Field field = list.item(i);
-    field.only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-    for (const char* name : {"single_word", "lstrip", "rstrip"}) {
-      field[name].need(!field[name].flag(false), "is not supported (only false)");
-    }
-    AddedToken token{field["id"].id(), field["content"].text(), field["special"].flag(false),
-                     field["normalized"].flag(true)};
-    field["content"].need(!token.content.empty(), "must not be empty");
-    model.added.push_back(std::move(token));
-  }
+  read_each_merge(field["merges"], names, [&](size_t, int32_t left, int32_t right) {
+    model.merges.emplace_back(left, right);
+  });
 }
 
 // Fills model.tokens from names and added tokens.
@@ -329,26 +144,88 @@ Json pre_tokenizer_of(const SplitRule& rule) {
 
 }  // namespace
 
+std::optional<SplitRule> byte_level_split(const Field& pre_tokenizer) {
+  SplitRule rule;
+  bool pattern_known = false, last = false;
+  if (pre_tokenizer.is_null()) return std::nullopt;
+  if (pre_tokenizer["type"].text() != "Sequence") {
+    if (!add_split_step(pre_tokenizer, rule, pattern_known, last)) return std::nullopt;
+  } else {
+    const Field steps = pre_tokenizer["pretokenizers"];
+    for (size_t i = 0; i < steps.items(); ++i) {
+      if (!add_split_step(steps.item(i), rule, pattern_known, last)) return std::nullopt;
+    }
+  }
+  return last ? std::optional(rule) : std::nullopt;
+}
+
+bool merges_bytes(const Field& model) {
+  const Json& type = model["type"].value();
+  if (!(type.is_null() || type == "BPE") || !model["vocab"].value().is_object()) return false;
+  if (model["byte_fallback"].flag(false)) return false;
+  // Every byte has a token in a byte-level vocabulary, or is dropped: with an unknown token in its
+  // place the ids would be others.
+  if (model["unk_token"].is_null()) return true;
+  return std::ranges::all_of(byte_level_alphabet(), [&](char byte) {
+    return model["vocab"].value().contains(byte_level_text({&byte, 1}));
+  });
+}
+
+std::vector<AddedToken> read_added_tokens(const Field& list) {
+  std::vector<AddedToken> added;
+  if (list.is_null()) return added;
+  for (size_t i = 0; i < list.items(); ++i) {
+    const Field field = list.item(i);
+    field.only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
+    AddedToken token{.id = field["id"].id(),
+                     .content = field["content"].text(),
+                     .special = field["special"].flag(false),
+                     .normalized = field["normalized"].flag(true),
+                     .left_strip = field["lstrip"].flag(false),
+                     .right_strip = field["rstrip"].flag(false),
+                     .single_word = field["single_word"].flag(false)};
+    field["content"].need(!token.content.empty(), "must not be empty");
+    added.push_back(std::move(token));
+  }
+  return added;
+}
+
+bool is_byte_level_bpe(const Field& root) {
+  return root["normalizer"].is_null() && changes_no_ids(root["post_processor"]) &&
+         root["decoder"]["type"].value() == "ByteLevel" && merges_bytes(root["model"]) &&
+         byte_level_split(root["pre_tokenizer"]);
+}
+
+void check_tokenizer_members(const Field& root) {
+  root.need(root.value().is_object(), "the file must hold an object");
+  root.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+             "post_processor", "decoder", "model"});
+}
+
+BpeModel read_byte_level_bpe(const Field& root) {
+  check_tokenizer_members(root);
+  NATSLM_CHECK(is_byte_level_bpe(root), "this is not byte-level BPE without more");
+  BpeModel model;
+  Names names;
+  model.split = *byte_level_split(root["pre_tokenizer"]);
+  model.added = read_added_tokens(root["added_tokens"]);
+  read_model(root["model"], model, names);
+  fill_tokens(model, names);
+  return model;
+}
+
 BpeModel read_tokenizer_json(const fs::path& path) {
   return with_path(path, [&] {
-    const Json json = parse(path);
-    const Field root(json, "");
-    root.need(json.is_object(), "the file must hold an object");
-    root.only({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
-               "post_processor", "decoder", "model"});
-    root["truncation"].must_be({nullptr});
-    root["padding"].must_be({nullptr});
-    root["normalizer"].must_be({nullptr});
-    check_post_processor(root["post_processor"]);
-    root["decoder"]["type"].must_be({"ByteLevel"});
-    BpeModel model;
-    Names names;
-    model.split = read_pre_tokenizer(root["pre_tokenizer"]);
-    read_added_tokens(root["added_tokens"], model);
-    read_model(root["model"], model, names);
-    fill_tokens(model, names);
-    return model;
+    const Json json = parse_json(read_file(path));
+    return read_byte_level_bpe(Field(json, ""));
   });
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const Json& json) {
+  const Field root(json, "");
+  check_tokenizer_members(root);
+  if (!is_byte_level_bpe(root)) return std::make_unique<PipelineTokenizer>(json);
+  return std::make_unique<ByteLevelBpe>(read_byte_level_bpe(root));
 }
 
 void write_tokenizer_json(const BpeModel& model, const fs::path& path) {
@@ -359,9 +236,9 @@ void write_tokenizer_json(const BpeModel& model, const fs::path& path) {
     added.insert(token.id);
     added_tokens.push_back({{"id", token.id},
                             {"content", token.content},
-                            {"single_word", false},
-                            {"lstrip", false},
-                            {"rstrip", false},
+                            {"single_word", token.single_word},
+                            {"lstrip", token.left_strip},
+                            {"rstrip", token.right_strip},
                             {"normalized", token.normalized},
                             {"special", token.special}});
   }
@@ -401,7 +278,7 @@ BpeModel read_vocabulary_and_merges(const fs::path& vocabulary, const fs::path& 
   const Names names = [&] {
     Names found;
     with_path(vocabulary, [&] {
-      const Json json = parse(vocabulary);
+      const Json json = parse_json(read_file(vocabulary));
       found = read_names(Field(json, "vocabulary"));
       return BpeModel{};
     });
@@ -418,7 +295,7 @@ BpeModel read_vocabulary_and_merges(const fs::path& vocabulary, const fs::path& 
       ++number;
       if (line.ends_with('\r')) line.pop_back();
       if (line.empty() || (number == 1 && line.starts_with("#version"))) continue;
-      add_merge_line(model, names, line, "line " + std::to_string(number));
+      model.merges.push_back(merge_of_line(names, line, "line " + std::to_string(number)));
       made.insert(line.erase(line.find(' '), 1));
     }
     std::string unmade;
