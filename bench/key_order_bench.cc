@@ -151,13 +151,22 @@ bool skip(benchmark::State& state) {
   return true;
 }
 
-void assign(benchmark::State& state) {
+void time_assignment(benchmark::State& state, bool sample) {
   if (skip(state)) return;
   const Shape s = shape_of(state);
-  const Roles r(s, static_cast<int32_t>(state.range(3)));
+  Roles r(s, static_cast<int32_t>(state.range(3)));
+  r.p.sample = sample;
   time_on_device(state, [&](CUstream_st* stream) { roles::cuda::assign(r.p, stream); });
-  // Logits; roles, last, three horizons, one-hot, soft, order.
-  count_bytes(state, static_cast<double>(s.keys()) * (12 + 1 + 4 + 12 + 12 + 12 + 4));
+  // Logits; roles, last, three horizons, one-hot, order; soft.
+  count_bytes(state,
+              static_cast<double>(s.keys()) * (12 + 1 + 4 + 12 + 12 + 4 + (sample ? 12 : 0)));
+}
+void assign(benchmark::State& state) {
+  time_assignment(state, true);
+}
+// Without noise, as where nothing is trained. The logits are the same for all tokens: no Globals.
+void assign_argmax(benchmark::State& state) {
+  time_assignment(state, false);
 }
 
 void assign_backward(benchmark::State& state) {
@@ -226,7 +235,7 @@ void position_bounds(benchmark::State& state) {
 void roles_arguments(benchmark::internal::Benchmark* b) {
   b->UseManualTime()->Unit(benchmark::kMicrosecond);
   b->ArgNames({"T", "Hkv", "B", "chunk"});
-  for (const int64_t tokens : {4096, 16384, 65536, 131072}) b->Args({tokens, 8, 1, 1});
+  for (const int64_t tokens : {1024, 4096, 16384, 65536, 131072}) b->Args({tokens, 8, 1, 1});
   b->Args({65536, 8, 1, 16});
   b->Args({1024, 12, 32, 1});
 }
@@ -237,6 +246,7 @@ void tile_arguments(benchmark::internal::Benchmark* b) {
   b->Args({1024, 12, 32, 128});
 }
 BENCHMARK(assign)->Apply(roles_arguments);
+BENCHMARK(assign_argmax)->Apply(roles_arguments);
 BENCHMARK(assign_backward)->Apply(roles_arguments);
 BENCHMARK(sort_keys)->Apply(tile_arguments);
 BENCHMARK(position_bounds)->Apply(tile_arguments);

@@ -2,6 +2,7 @@
 #include "natslm/cache/kv_cache.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
@@ -14,6 +15,7 @@
 #include "natslm/cache/head_store.h"
 #include "natslm/cache/page_pool.h"
 #include "natslm/cache/page_storage.h"
+#include "natslm/cache/prompt_attention.h"
 #include "natslm/cache/renumbered.h"
 #include "natslm/ops/decode.h"
 
@@ -138,6 +140,10 @@ struct KvCache::Impl {
   // Hides from a step's queries what select() says; the lifetimes to use instead, one list a head.
   std::vector<std::vector<int32_t>> selected(int32_t layer, const Step& step, const at::Tensor& q);
   void evict(int32_t slot, int32_t layer, int32_t now);
+  // Attention of a step's queries over its lists, prompts that begin here (prompt_attention.h)
+  // apart.
+  at::Tensor attend_step(std::span<const StepList> lists, const StepRows& rows, double scale,
+                         const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
   at::Tensor attend(int32_t layer, const Step& step, const LayerInput& input);
 
   Shape shape;
@@ -272,10 +278,59 @@ void KvCache::Impl::evict(int32_t slot, int32_t layer, int32_t now) {
   }
 }
 
+at::Tensor KvCache::Impl::attend_step(std::span<const StepList> lists, const StepRows& rows,
+                                      double scale, const at::Tensor& q, const at::Tensor& k,
+                                      const at::Tensor& v) {
+  const bool mass = policy->wants_mass();
+  if (shape.device.is_cpu() || mass || policy->selects()) {
+    return storage->attend(lists, rows, q, scale, mass);
+  }
+  const auto heads_of = [&](size_t s) { return lists.subspan(s * shape.kv_heads, shape.kv_heads); };
+  const size_t sequences_here = rows.start.size() - 1;
+  std::vector<size_t> prompts;
+  std::vector<int32_t> start = {0}, position;
+  std::vector<StepList> other_lists;
+  std::vector<at::Tensor> other_q;
+  for (size_t s = 0; s < sequences_here; ++s) {
+    const int32_t first = rows.start[s], count = rows.start[s + 1] - first;
+    if (count >= kPromptRows && rows.position[first] == 0) {
+      prompts.push_back(s);
+      continue;
+    }
+    start.push_back(start.back() + count);
+    position.insert(position.end(), rows.position.begin() + first,
+                    rows.position.begin() + first + count);
+    other_lists.insert(other_lists.end(), heads_of(s).begin(), heads_of(s).end());
+    other_q.push_back(q.narrow(0, first, count));
+  }
+  if (prompts.empty()) return storage->attend(lists, rows, q, scale, mass);
+
+  at::Tensor out = at::empty_like(q);
+  for (const size_t s : prompts) {
+    const int32_t first = rows.start[s], count = rows.start[s + 1] - first;
+    std::vector<std::span<const int32_t>> last;
+    for (const StepList& list : heads_of(s)) last.emplace_back(list.head->last());
+    out.narrow(0, first, count)
+        .copy_(attend_prompt(q.narrow(0, first, count), k.narrow(0, first, count),
+                             v.narrow(0, first, count), last, scale));
+  }
+  if (other_lists.empty()) return out;
+  const at::Tensor other_out =
+      storage->attend(other_lists, {start, position}, at::cat(other_q), scale, mass);
+  int64_t from = 0;
+  for (size_t s = 0; s < sequences_here; ++s) {
+    if (std::ranges::binary_search(prompts, s)) continue;
+    const int32_t count = rows.start[s + 1] - rows.start[s];
+    out.narrow(0, rows.start[s], count).copy_(other_out.narrow(0, from, count));
+    from += count;
+  }
+  return out;
+}
+
 at::Tensor KvCache::Impl::attend(int32_t layer, const Step& step, const LayerInput& input) {
   check_step(layer, step, input);
   const c10::AutoGradMode no_gradient(false);
-  const bool renumbers = policy->renumbers(), mass = policy->wants_mass();
+  const bool renumbers = policy->renumbers();
   std::vector<int32_t> row_position(step.row_start.back());
   for (size_t s = 0; s < step.slots.size(); ++s) {
     std::iota(row_position.begin() + step.row_start[s],
@@ -307,7 +362,7 @@ at::Tensor KvCache::Impl::attend(int32_t layer, const Step& step, const LayerInp
   if (policy->selects()) lasts = selected(layer, step, q);
   for (size_t i = 0; i < lasts.size(); ++i) lists[i].selected = lasts[i];
   const at::Tensor out = renumbers ? attend_renumbered(*policy, *storage, input, lists, rows, q)
-                                   : storage->attend(lists, rows, q, input.scale, mass);
+                                   : attend_step(lists, rows, input.scale, q, k, v);
 
   for (size_t s = 0; s < step.slots.size(); ++s) {
     const int32_t slot = step.slots[s], fresh = step.row_start[s + 1] - step.row_start[s];

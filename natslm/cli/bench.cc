@@ -96,6 +96,11 @@ roles::Role draw_role(const Workload& w, int32_t position, int64_t set) {
 }
 
 RandomRoles draw_roles(const Workload& w, int64_t sets) {
+  return roles_from(w, sets, [&](int32_t j, int64_t set) { return draw_role(w, j, set); });
+}
+
+RandomRoles roles_from(const Workload& w, int64_t sets,
+                       const std::function<roles::Role(int32_t, int64_t)>& role_at) {
   const roles::Options options = {.set = roles::RoleSet::kGls, .window = w.window, .chunk = 1};
   const size_t tokens = static_cast<size_t>(w.tokens);
   RandomRoles drawn;
@@ -108,7 +113,7 @@ RandomRoles draw_roles(const Workload& w, int64_t sets) {
   std::vector<int8_t> role(tokens);
   int64_t alive_at_end = 0;
   for (int64_t set = 0; set < sets; ++set) {
-    for (int32_t j = 0; j < w.tokens; ++j) role[j] = draw_role(w, j, set);
+    for (int32_t j = 0; j < w.tokens; ++j) role[j] = role_at(j, set);
     int32_t* last = drawn.last.mutable_data_ptr<int32_t>() + set * w.tokens;
     roles::LifetimeRows rows{.last = {last, tokens}, .horizon = {}};
     for (int r = 0; r < roles::kRoles; ++r) {
@@ -129,6 +134,38 @@ RandomRoles draw_roles(const Workload& w, int64_t sets) {
   }
   drawn.kv_end = double(alive_at_end) / (double(sets) * w.tokens);
   return drawn;
+}
+
+double expected_pairs(const Workload& w) {
+  const double g = w.global_share, rest = 1 - g - w.local_share;
+  double pairs = w.tokens;  // token 0 is Global
+  double quiet = 1;         // (1 - g)^later: none of the later tokens is Global
+  for (int32_t later = 0; later < w.tokens - 1; ++later) {
+    // A Local is read by every query up to the next Global.
+    const double local = 1 + (g > 0 ? (1 - quiet) / g : later);
+    pairs += g * (later + 1) + w.local_share * local + rest * (std::min(w.window, later) + 1);
+    quiet *= 1 - g;
+  }
+  return pairs / (0.5 * w.tokens * (w.tokens + 1.0));
+}
+
+Workload with_density(Workload w, double density) {
+  w.uneven = false;
+  w.global_share = 0;
+  if (density >= 1) {
+    w.global_share = 1;
+    w.local_share = 0;
+    return w;
+  }
+  while (w.window > 0 && expected_pairs(w) > density) w.window /= 2;
+  // While no Global follows, Locals are as good as Globals.
+  while (w.local_share > 1e-4 && expected_pairs(w) > density) w.local_share /= 2;
+  double low = 0, high = 1 - w.local_share;
+  for (int i = 0; i < 40; ++i) {
+    w.global_share = 0.5 * (low + high);
+    (expected_pairs(w) < density ? low : high) = w.global_share;
+  }
+  return w;
 }
 
 double Timing::median() const {

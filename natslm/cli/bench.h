@@ -46,8 +46,8 @@ double global_share_of(const Workload& workload, int64_t set);
 // that every benchmark and every order of asking draws the same. Token 0 is Global.
 roles::Role draw_role(const Workload& workload, int32_t position, int64_t set);
 
-// Roles drawn at random and independently for each token of each KV head: the uneven, unaligned
-// worst case for a kernel.
+// Roles drawn at random and independently for each token of each KV head (the uneven, unaligned
+// worst case for a kernel), or given ones.
 struct RandomRoles {
   at::Tensor roles;        // [sets, T] int8
   at::Tensor last;         // [sets, T] int32: lifetimes, one set for each sequence and KV head
@@ -58,6 +58,15 @@ struct RandomRoles {
   double kv_end = 0;       // share of the keys that the last token reads, mean over sets
 };
 RandomRoles draw_roles(const Workload& workload, int64_t sets);
+// The same from given roles: role_at(position, set).
+RandomRoles roles_from(const Workload& workload, int64_t sets,
+                       const std::function<roles::Role(int32_t, int64_t)>& role_at);
+
+// Share of the causal pairs that random roles of these shares leave visible, in the mean.
+double expected_pairs(const Workload& workload);
+// The same workload with a share of Globals that leaves about `density` of the pairs visible; with
+// a shorter window, and then fewer Locals, if they alone leave more.
+Workload with_density(Workload workload, double density);
 
 // Milliseconds of one side, one number a repeat.
 struct Timing {

@@ -1,28 +1,26 @@
 // nats-lm bench attention: the attention operator against LibTorch's dense one, over any lists of
 // lengths, shapes and role shares, on the CPU or a GPU.
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/Context.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/isfinite.h>
-#include <ATen/ops/one_hot.h>
-#include <ATen/ops/randn.h>
-#include <ATen/ops/randn_like.h>
-#include <ATen/ops/repeat_interleave.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <array>
+#include <cctype>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "natslm/base/error.h"
+#include "natslm/cli/attention_problem.h"
 #include "natslm/cli/bench.h"
 #include "natslm/cli/device.h"
+#include "natslm/cli/recorded_roles.h"
 #include "natslm/cli/table.h"
 #include "natslm/kernels/crossover.h"
-#include "natslm/ops/attention.h"
-#include "natslm/roles/assign_roles.h"
+#include "natslm/train/device.h"
 
 namespace natslm::cli {
 
@@ -34,14 +32,21 @@ using kernels::Pass;
 struct Options {
   Workload work;  // all but what the lists below replace
   std::vector<int32_t> tokens = {4096};
+  std::vector<int32_t> batch = {1};  // 0: as many as make kTokensOfABatch tokens
   std::vector<double> global = {0.11}, local = {0.03};
+  std::vector<double> density;  // shares of visible pairs, instead of `global`
   std::vector<int32_t> window = {64};
   std::vector<std::string> shapes;  // "32/8/128": --heads, --kv-heads, --head-dim
   std::vector<std::string> baselines;
   std::string device = "cpu";
   std::string dtype, path;
-  bool backward = false, crossover = false;
+  std::string model;              // whose roles; empty: random ones
+  std::vector<std::string> text;  // that it gives roles to
+  bool backward = false, crossover = false, graph = false;
+  SideTiming timing() const { return {backward, graph, work.repeat}; }
 };
+
+constexpr int32_t kTokensOfABatch = 16384;
 
 // Forward multiplies twice (scores, outputs), backward five times; 2 * D operations each.
 constexpr int kForwardProducts = 2;
@@ -61,266 +66,37 @@ std::vector<Workload> workloads(const Options& o) {
   std::vector<Workload> all;
   const std::vector<std::string> one_shape = {""};
   for (const std::string& shape : o.shapes.empty() ? one_shape : o.shapes) {
-    for (const double global : o.global) {
+    for (const double global : o.density.empty() ? o.global : std::vector{0.0}) {
       for (const double local : o.local) {
         for (const int32_t window : o.window) {
-          for (const int32_t tokens : o.tokens) {
-            Workload w = o.work;
-            if (!shape.empty()) set_shape(w, shape);
-            w.global_share = global;
-            w.local_share = local;
-            w.window = window;
-            w.tokens = tokens;
-            check(w);
-            all.push_back(w);
+          for (const int32_t batch : o.batch) {
+            for (const int32_t tokens : o.tokens) {
+              Workload w = o.work;
+              if (!shape.empty()) set_shape(w, shape);
+              w.global_share = global;
+              w.local_share = local;
+              w.window = window;
+              w.batch = batch > 0 ? batch : std::max(1, kTokensOfABatch / tokens);
+              w.tokens = tokens;
+              check(w);
+              all.push_back(w);
+            }
           }
         }
       }
     }
   }
-  return all;
+  if (o.density.empty()) return all;
+  std::vector<Workload> of_density;
+  for (const double density : o.density) {
+    for (const Workload& w : all) of_density.push_back(with_density(w, density));
+  }
+  return of_density;
 }
 
 std::string shape_name(const Workload& w) {
   return std::to_string(w.heads) + "/" + std::to_string(w.kv_heads) + "/" +
          std::to_string(w.head_dim);
-}
-
-// ------------------------------------------------------------------ one side
-
-// Restricts LibTorch's attention to one of its kernels while it lives; "dense": any of them.
-class OnlyKernel {
- public:
-  explicit OnlyKernel(const std::string& name) : active_(name != "dense") {
-    if (active_) set(name == "cudnn", name == "flash", name == "efficient", false);
-  }
-  ~OnlyKernel() {
-    if (active_) set(true, true, true, true);
-  }
-  OnlyKernel(const OnlyKernel&) = delete;
-  OnlyKernel& operator=(const OnlyKernel&) = delete;
-
- private:
-  static void set(bool cudnn, bool flash, bool efficient, bool math) {
-    at::Context& context = at::globalContext();
-    context.setSDPUseCuDNN(cudnn);
-    context.setSDPUseFlash(flash);
-    context.setSDPUseMemEfficient(efficient);
-    context.setSDPUseMath(math);
-  }
-  bool active_;
-};
-
-struct PassTimes {
-  Timing forward, backward, both;  // the last two with --backward only
-};
-
-// What is timed: a forward pass over inputs, and the backward pass from a gradient.
-struct Side {
-  std::string name;
-  std::function<at::Tensor()> forward;
-  std::vector<at::Tensor> inputs;
-  at::Tensor grad, kept;  // kept: an output whose graph stays, for backward alone
-
-  void clear() const {
-    for (const at::Tensor& x : inputs) x.mutable_grad() = at::Tensor();
-  }
-  void run_forward() const {
-    const at::AutoGradMode off(false);
-    forward();
-  }
-  void run_both() const {
-    const at::AutoGradMode on(true);
-    forward().backward(grad);
-    clear();
-  }
-  void run_backward() const {
-    kept.backward(grad, /*retain_graph=*/true);
-    clear();
-  }
-  void prepare(bool backward) {
-    if (!backward) return;
-    const at::AutoGradMode on(true);
-    kept = forward();
-  }
-};
-
-// Times all sides in turn, first checking once that what they compute is finite.
-std::vector<PassTimes> time_sides(std::vector<Side>& sides, bool backward, int32_t repeat,
-                                  const c10::Device& device) {
-  std::vector<std::function<void()>> calls;
-  for (Side& side : sides) {
-    {
-      const at::AutoGradMode off(false);
-      NATSLM_CHECK(at::isfinite(side.forward()).all().item<bool>(), side.name,
-                   " computes what is not finite");
-    }
-    side.prepare(backward);
-    calls.push_back([&side] { side.run_forward(); });
-    if (!backward) continue;
-    side.kept.backward(side.grad, true);
-    for (const at::Tensor& x : side.inputs) {
-      NATSLM_CHECK(at::isfinite(x.grad()).all().item<bool>(), side.name,
-                   " computes a gradient that is not finite");
-    }
-    side.clear();
-    calls.push_back([&side] { side.run_backward(); });
-    calls.push_back([&side] { side.run_both(); });
-  }
-  std::vector<Timing> times = time_in_turn(calls, repeat, device);
-  std::vector<PassTimes> result(sides.size());
-  const size_t passes = backward ? 3 : 1;
-  for (size_t i = 0; i < sides.size(); ++i) {
-    result[i].forward = times[i * passes];
-    if (!backward) continue;
-    result[i].backward = times[i * passes + 1];
-    result[i].both = times[i * passes + 2];
-  }
-  return result;
-}
-
-// ------------------------------------------------------------------ one problem
-
-// Random tensors of a workload and what computes on them.
-class Problem {
- public:
-  Problem(const Workload& w, const c10::Device& device, bool backward)
-      : work_(w), device_(device), backward_(backward) {
-    q_ = normal(w.heads);
-    k_ = normal(w.kv_heads);
-    v_ = normal(w.kv_heads);
-    grad_ = at::randn_like(q_.detach());
-  }
-
-  // The lifetimes of `roles` on the device, with an order of the keys; `path` for both passes.
-  Side ours(const std::string& name, const RandomRoles& roles, std::optional<AttentionPath> path,
-            double density) const {
-    const Workload& w = work_;
-    const auto shaped = [&](const at::Tensor& x, at::IntArrayRef sizes) {
-      return x.view(sizes).to(device_);
-    };
-    const at::Tensor last = shaped(roles.last, {w.batch, w.kv_heads, w.tokens});
-    ops::AttentionHints hints;
-    hints.order = shaped(roles.order, {w.batch, w.kv_heads, w.tokens});
-    hints.ends = shaped(roles.ends, {w.batch, w.kv_heads, kernels::KeyOrder::kSegments});
-    hints.reach = roles.reach;
-    hints.density = density;
-    hints.forward_path = hints.backward_path = path;
-    std::optional<ops::RoleInputs> role_inputs;
-    std::vector<at::Tensor> inputs = {q_, k_, v_};
-    if (backward_) {
-      role_inputs.emplace();
-      role_inputs->horizons = shaped(roles.horizons, {3, w.batch, w.kv_heads, w.tokens});
-      role_inputs->onehot =
-          at::randn({w.batch, w.kv_heads, w.tokens, 3}, at::TensorOptions().device(device_))
-              .requires_grad_(true);
-      inputs.push_back(role_inputs->onehot);
-    }
-    const at::Tensor q = q_, k = k_, v = v_;
-    return {name,
-            [=] {
-              return ops::attention(q, k, v, last, std::nullopt, std::nullopt, role_inputs, false,
-                                    hints)
-                  .out;
-            },
-            inputs,
-            grad_,
-            {}};
-  }
-
-  // From score logits that give these roles to lifetimes and the order of the keys: what a model
-  // does before its attention.
-  std::function<void()> lifetimes(const RandomRoles& drawn) const {
-    const Workload& w = work_;
-    const at::Tensor chosen =
-        drawn.roles.view({w.batch, w.kv_heads, w.tokens}).to(device_, at::kLong);
-    const at::Tensor logits = at::one_hot(chosen, roles::kRoles)
-                                  .permute({0, 2, 1, 3})
-                                  .reshape({w.batch, w.tokens, roles::kRoles * w.kv_heads})
-                                  .to(scalar_type(w));
-    const roles::Options options = {.set = roles::RoleSet::kGls, .window = w.window, .chunk = 1};
-    return [=] {
-      const at::AutoGradMode off(false);
-      roles::assign_roles(logits, options);
-    };
-  }
-
-  // LibTorch's, with keys and values repeated for the heads of a group beforehand or left to
-  // LibTorch: whichever is faster here. Nothing if it cannot compute this.
-  std::optional<Side> dense(const std::string& name) const {
-    std::optional<Side> best;
-    double best_ms = 0;
-    for (const bool repeated : {true, false}) {
-      if (!repeated && work_.heads == work_.kv_heads) continue;
-      Side side = dense(name, repeated);
-      const auto call = [&] { backward_ ? side.run_both() : side.run_forward(); };
-      try {
-        call();
-        const double ms = milliseconds(device_, call, 3);
-        if (best && best_ms <= ms) continue;
-        best_ms = ms;
-        best = std::move(side);
-      } catch (const c10::Error&) {
-        continue;  // this variant is not to be had
-      }
-    }
-    return best;
-  }
-
- private:
-  at::Tensor normal(int32_t heads) const {
-    return at::randn({work_.batch, heads, work_.tokens, work_.head_dim},
-                     at::TensorOptions().dtype(scalar_type(work_)).device(device_))
-        .requires_grad_(backward_);
-  }
-
-  Side dense(const std::string& name, bool repeated) const {
-    const auto own = [&](const at::Tensor& x, int64_t times) {
-      return x.detach().repeat_interleave(times, 1).contiguous().requires_grad_(backward_);
-    };
-    const int64_t times = repeated ? work_.heads / work_.kv_heads : 1;
-    const at::Tensor q = own(q_, 1), k = own(k_, times), v = own(v_, times);
-    const bool grouped = !repeated;
-    return {name,
-            [=] {
-              const OnlyKernel only(name);
-              return at::scaled_dot_product_attention(q, k, v, {}, 0.0, true, std::nullopt,
-                                                      grouped);
-            },
-            {q, k, v},
-            grad_,
-            {}};
-  }
-
-  Workload work_;
-  c10::Device device_;
-  bool backward_;
-  at::Tensor q_, k_, v_, grad_;
-};
-
-// The path that the table gives a workload on this device; nothing on the CPU.
-template <class Params>
-std::optional<AttentionPath> table_path(const Workload& w, const c10::Device& device,
-                                        double density) {
-  if (!device.is_cuda()) return std::nullopt;
-  static const int32_t some_order = 0;
-  Params p;
-  p.batch = w.batch;
-  p.q_heads = w.heads;
-  p.kv_heads = w.kv_heads;
-  p.tokens = w.tokens;
-  p.head_dim = w.head_dim;
-  p.dtype = DType::kBFloat16;
-  p.q_stride = p.k_stride = p.v_stride = p.out_stride = {w.head_dim, w.head_dim, w.head_dim};
-  if constexpr (std::is_same_v<Params, kernels::AttentionBackward>) {
-    p.dout_stride = p.dq_stride = p.dk_stride = p.dv_stride = p.q_stride;
-  }
-  p.sorted.order = p.sorted.ends = &some_order;
-  return kernels::choose_path(p, density);
-}
-
-std::string name_of(const std::optional<AttentionPath>& path) {
-  return path ? std::string(name(*path)) : "cpu";
 }
 
 // ------------------------------------------------------------------ results
@@ -383,13 +159,18 @@ void add_rows(Table& table, const Workload& w, const Options& o, const Work& wor
     // Of a CPU in GFLOP/s.
     const double rate =
         tflops(w, products, work.live_pairs, own) * (forward_path == "cpu" ? 1000 : 1);
-    std::vector<std::string> cells = {
-        shape_name(w), std::to_string(w.tokens), percent(work.pairs()), pass, path, fixed(own, 3),
-        fixed(rate, 1)};
+    std::vector<std::string> cells = {shape_name(w),
+                                      std::to_string(w.tokens),
+                                      std::to_string(w.batch),
+                                      percent(work.pairs()),
+                                      pass,
+                                      path,
+                                      fixed(own, 4),
+                                      fixed(rate, 1)};
     std::string against;
     for (size_t i = 1; i < sides.size(); ++i) {
       const double ms = (times[i].*part).median();
-      against += (i > 1 ? ", " : "") + sides[i].name + " " + fixed(ms, 3) + " (" +
+      against += (i > 1 ? ", " : "") + sides[i].name + " " + fixed(ms, 4) + " (" +
                  fixed(ms / own, 2) + "x)";
     }
     cells.push_back(against);
@@ -401,19 +182,80 @@ void add_rows(Table& table, const Workload& w, const Options& o, const Work& wor
   row("both", "", kForwardProducts + kBackwardProducts, &PassTimes::both);
 }
 
+// The largest time of ours beside the fastest dense kernel's, by how many pairs are visible: what
+// "never much slower than dense" means. The aims are those of a GPU.
+class SlowestBesideDense {
+ public:
+  void add(const char* pass, const Workload& w, double pairs, double ours_ms, double dense_ms) {
+    const size_t kind = pairs < 0.5 ? 0 : pairs < 1 ? 1 : 2;
+    Worst& worst = worst_[pass][kind];
+    const double ratio = ours_ms / dense_ms;
+    if (ratio <= worst.ratio) return;
+    worst = {ratio, shape_name(w) + ", " + std::to_string(w.batch) + " x " +
+                        std::to_string(w.tokens) + " tokens, " + percent(pairs) + " visible"};
+  }
+  void print(bool with_aims) const {
+    constexpr const char* kKinds[] = {"below 50 % visible", "50 to 100 %", "all visible"};
+    constexpr double kAims[] = {1.03, 1.2, 1.03};
+    for (const auto& [pass, kinds] : worst_) {
+      for (size_t kind = 0; kind < kinds.size(); ++kind) {
+        if (kinds[kind].where.empty()) continue;
+        std::printf("slowest beside dense, %s, %s: %.3fx its time%s at %s\n", pass.c_str(),
+                    kKinds[kind], kinds[kind].ratio,
+                    with_aims ? (" (aim " + fixed(kAims[kind], 2) + "x)").c_str() : "",
+                    kinds[kind].where.c_str());
+      }
+    }
+  }
+
+ private:
+  struct Worst {
+    double ratio = 0;
+    std::string where;
+  };
+  std::map<std::string, std::array<Worst, 3>> worst_;
+};
+
 // ------------------------------------------------------------------ the commands
 
-void run_problem(const Workload& w, const Options& o, const c10::Device& device, Table& table,
-                 Context& context) {
-  const int64_t sets = int64_t{w.batch} * w.kv_heads;
-  const RandomRoles roles = draw_roles(w, sets);
+// Adds how long it takes to make the lifetimes: launched and, on a GPU, recorded as a graph as in a
+// model's step. (The host takes longer to launch one call than the device to do it.)
+void add_lifetimes(const std::function<void()>& call, int32_t repeat, const c10::Device& device,
+                   nlohmann::ordered_json& more) {
+  const double launched = time_in_turn({call}, repeat, device)[0].median();
+  if (!device.is_cuda()) {
+    more["lifetimes_ms"] = launched;
+    return;
+  }
+  constexpr int kCalls = 20;
+  const c10::impl::VirtualGuardImpl streams(device.type());
+  const c10::StreamGuard guard(streams.getStreamFromGlobalPool(device));
+  const auto graph = train::record_launches([&] {
+    for (int i = 0; i < kCalls; ++i) call();
+  });
+  const Timing replayed = time_in_turn({[&] { graph->replay(); }}, repeat, device)[0];
+  more["lifetimes_ms"] = replayed.median() / kCalls;
+  more["lifetimes_launched_ms"] = launched;
+}
+
+// What one run collects.
+struct Report {
+  Table table;
+  SlowestBesideDense slowest;
+};
+
+// `even`: roles of the same mean shares in every head, to be timed beside `roles`.
+void run_problem(const Workload& w, const RandomRoles& roles,
+                 const std::optional<RandomRoles>& even, const Options& o,
+                 const c10::Device& device, Report& out, Context& context) {
   const Work work = work_of(w, roles);
-  const Problem problem(w, device, o.backward);
+  const AttentionProblem problem(w, device, o.backward);
   const std::optional<AttentionPath> forced = kernels::attention_path(o.path);
-  const std::string forward_path =
-      name_of(forced ? forced : table_path<kernels::AttentionForward>(w, device, work.pairs()));
-  const std::string backward_path =
-      name_of(forced ? forced : table_path<kernels::AttentionBackward>(w, device, work.pairs()));
+  const auto path_of = [&](Pass pass) {
+    return forced ? std::string(name(*forced)) : problem.path_name(pass, work.pairs());
+  };
+  const std::string forward_path = path_of(Pass::kForward),
+                    backward_path = path_of(Pass::kBackward);
 
   std::vector<Side> sides = {problem.ours("ours", roles, forced, work.pairs())};
   for (const std::string& name : o.baselines) {
@@ -428,32 +270,44 @@ void run_problem(const Workload& w, const Options& o, const c10::Device& device,
                " tokens");
   const size_t baselines = sides.size();
   Work even_work;
-  if (w.uneven) {  // the same mean share in every head
-    Workload even = w;
-    even.uneven = false;
-    even.global_share = 0;
-    for (int32_t h = 0; h < w.kv_heads; ++h) even.global_share += global_share_of(w, h);
-    even.global_share /= w.kv_heads;
-    const RandomRoles even_roles = draw_roles(even, sets);
-    even_work = work_of(even, even_roles);
-    sides.push_back(problem.ours("even heads", even_roles, forced, even_work.pairs()));
+  if (even) {
+    even_work = work_of(w, *even);
+    sides.push_back(problem.ours("even heads", *even, forced, even_work.pairs()));
   }
-  const std::vector<PassTimes> times = time_sides(sides, o.backward, w.repeat, device);
+  const std::vector<PassTimes> times = time_sides(sides, o.timing(), device);
 
   nlohmann::ordered_json more = {{"forward_path", forward_path}};
   if (o.backward) more["backward_path"] = backward_path;
   if (device.is_cuda()) more["clock_mhz"] = gpu_clock_mhz();
-  more["lifetimes_ms"] = time_in_turn({problem.lifetimes(roles)}, w.repeat, device)[0].median();
-  if (w.uneven) {
+  more["graph"] = o.graph;
+  add_lifetimes(problem.lifetimes(roles), w.repeat, device, more);
+  if (even) {
     const auto a_pair = [&](const PassTimes& t, const Work& done) {
       return (o.backward ? t.both : t.forward).median() / done.live_pairs;
     };
     more["uneven_over_even"] = a_pair(times[0], work) / a_pair(times.back(), even_work);
   }
+  const auto compare_fastest = [&](const char* pass, Timing PassTimes::*part) {
+    double fastest = (times[1].*part).median();
+    for (size_t i = 2; i < baselines; ++i) fastest = std::min(fastest, (times[i].*part).median());
+    out.slowest.add(pass, w, work.pairs(), (times[0].*part).median(), fastest);
+  };
+  compare_fastest("forward", &PassTimes::forward);
+  if (o.backward) compare_fastest("forward and backward", &PassTimes::both);
   for (size_t i = 1; i < baselines; ++i) {
     write_result(context, w, o, work, times[0], sides[i].name, times[i], more);
   }
-  add_rows(table, w, o, work, sides, times, forward_path, backward_path);
+  add_rows(out.table, w, o, work, sides, times, forward_path, backward_path);
+}
+
+// The same mean share of Globals in every head.
+RandomRoles even_roles(const Workload& w) {
+  Workload even = w;
+  even.uneven = false;
+  even.global_share = 0;
+  for (int32_t h = 0; h < w.kv_heads; ++h) even.global_share += global_share_of(w, h);
+  even.global_share /= w.kv_heads;
+  return draw_roles(even, int64_t{w.batch} * w.kv_heads);
 }
 
 // Times every path that can run each workload, and prints where the best one changes as rows of
@@ -461,18 +315,20 @@ void run_problem(const Workload& w, const Options& o, const c10::Device& device,
 void measure_crossovers(const std::vector<Workload>& all, const Options& o,
                         const c10::Device& device, Context& context) {
   NATSLM_CHECK(device.is_cuda(), "--crossover compares GPU paths: add --device cuda");
-  Table table({"shape", "tokens", "alive", "pass", "cuda-position", "cuda-sorted", "sm90-position",
-               "sm90-sorted"});
+  std::vector<std::string> header = {"shape", "tokens", "alive", "pass"};
+  for (const AttentionPath path : kernels::kAttentionPaths) header.emplace_back(name(path));
+  Table table(header);
   std::string rows;
   std::optional<AttentionPath> best_before[2];
   std::string shape_before;
   for (const Workload& w : all) {
     const RandomRoles roles = draw_roles(w, int64_t{w.batch} * w.kv_heads);
     const Work work = work_of(w, roles);
-    const Problem problem(w, device, o.backward);
+    const AttentionProblem problem(w, device, o.backward);
     std::vector<Side> sides;
     std::vector<AttentionPath> paths;
     for (const AttentionPath path : kernels::kAttentionPaths) {
+      if (path == AttentionPath::kLibrary && !every_key(w)) continue;
       Side side = problem.ours(std::string(name(path)), roles, path, work.pairs());
       try {
         o.backward ? side.run_both() : side.run_forward();
@@ -483,7 +339,7 @@ void measure_crossovers(const std::vector<Workload>& all, const Options& o,
       }
     }
     NATSLM_CHECK(!sides.empty(), "no GPU path can compute ", shape_name(w));
-    const std::vector<PassTimes> times = time_sides(sides, o.backward, w.repeat, device);
+    const std::vector<PassTimes> times = time_sides(sides, o.timing(), device);
     const std::string shape = shape_name(w) + percent(work.pairs(), 0);
     for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
       if (pass == Pass::kBackward && !o.backward) continue;
@@ -513,14 +369,17 @@ void measure_crossovers(const std::vector<Workload>& all, const Options& o,
       std::optional<AttentionPath>& before = best_before[static_cast<int>(pass)];
       if (before == paths[best] && shape == shape_before) continue;
       before = paths[best];
-      std::string path_name(name(paths[best]));
-      for (const auto& [from, to] : {std::pair{"cuda-", "kCuda"}, {"sm90-", "kSm90"}}) {
-        if (path_name.starts_with(from)) path_name = to + path_name.substr(5);
+      // "sm90-sorted" -> "kSm90Sorted"
+      std::string path_name = "k";
+      bool upper = true;
+      for (const char c : name(paths[best])) {
+        if (c != '-') path_name += upper ? static_cast<char>(std::toupper(c)) : c;
+        upper = c == '-';
       }
-      path_name[5] = static_cast<char>(std::toupper(path_name[5]));
       rows += "    {" + std::string(pass == Pass::kForward ? "kForward" : "kBackward") + ", " +
               std::to_string(w.head_dim) + ", " + std::to_string(w.heads / w.kv_heads) + ", " +
-              fixed(work.pairs(), 2) + ", " + std::to_string(w.tokens) + ", " + path_name + "},\n";
+              fixed(work.pairs(), 2) + ", " + std::to_string(w.tokens) + ", " + path_name +
+              (every_key(w) ? ", true" : "") + "},\n";
     }
     shape_before = shape;
   }
@@ -536,12 +395,33 @@ void run(Options o, Context& context) {
     o.baselines = device.is_cuda() ? std::vector<std::string>{"cudnn", "flash"}
                                    : std::vector<std::string>{"dense"};
   }
+  NATSLM_CHECK(!o.graph || device.is_cuda(), "--graph records GPU launches: add --device cuda");
+  // Launches cannot be recorded on the default stream.
+  std::optional<c10::StreamGuard> stream;
+  if (o.graph) {
+    stream.emplace(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
+  }
   const std::vector<Workload> all = workloads(o);
+  for (const Workload& w : all) {
+    if (o.path != "library" || every_key(w)) continue;
+    throw CLI::ValidationError("--path", "library reads every key: it needs --global 1 --local 0");
+  }
   if (o.crossover) return measure_crossovers(all, o, device, context);
-  Table table({"shape", "tokens", "alive", "pass", "path", "ours ms",
-               device.is_cuda() ? "TFLOP/s" : "GFLOP/s", "dense ms"});
-  for (const Workload& w : all) run_problem(w, o, device, table, context);
-  std::fputs(table.text().c_str(), stdout);
+  Report out{Table({"shape", "tokens", "batch", "alive", "pass", "path", "ours ms",
+                    device.is_cuda() ? "TFLOP/s" : "GFLOP/s", "dense ms"}),
+             {}};
+  for (const Workload& w : all) {
+    if (!o.model.empty()) {
+      const RecordedRoles recorded = record_roles(o.model, o.text, w, device);
+      check(recorded.work);
+      run_problem(recorded.work, recorded.lifetimes(), recorded.even(), o, device, out, context);
+      continue;
+    }
+    run_problem(w, draw_roles(w, int64_t{w.batch} * w.kv_heads),
+                w.uneven ? std::optional(even_roles(w)) : std::nullopt, o, device, out, context);
+  }
+  std::fputs(out.table.text().c_str(), stdout);
+  out.slowest.print(device.is_cuda());
 }
 
 }  // namespace
@@ -555,6 +435,11 @@ void add_bench_attention(CLI::App& bench, Context& context) {
       ->check(CLI::Range(1, 1 << 22));
   command.add_option("--global", o->global, "shares of Global tokens")->check(CLI::Range(0., 1.));
   command.add_option("--local", o->local, "shares of Local tokens")->check(CLI::Range(0., 1.));
+  command
+      .add_option("--density", o->density,
+                  "shares of visible pairs, instead of --global: takes the share of Globals that "
+                  "gives them (and a shorter window if the window alone gives more)")
+      ->check(CLI::Range(0.001, 1.));
   command.add_option("--window", o->window, "queries that read a window token after its own")
       ->check(CLI::Range(0, 1 << 22));
   command.add_option("--shape", o->shapes,
@@ -564,7 +449,10 @@ void add_bench_attention(CLI::App& bench, Context& context) {
   command.add_option("--kv-heads", w.kv_heads, "key/value heads")->check(CLI::Range(1, 1024));
   command.add_option("--head-dim", w.head_dim, "numbers in a head, a multiple of 8")
       ->check(CLI::Range(8, 256));
-  command.add_option("--batch", w.batch, "sequences")->check(CLI::Range(1, 4096));
+  command
+      .add_option("--batch", o->batch,
+                  "sequences, any number of times; 0: as many as make 16,384 tokens")
+      ->check(CLI::Range(0, 4096));
   command.add_option("--dtype", o->dtype, "of queries, keys and values; empty: the device's usual")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   command.add_option("--repeat", w.repeat, "measurements of each side, taken in turn")
@@ -580,8 +468,20 @@ void add_bench_attention(CLI::App& bench, Context& context) {
                   "dense attention to time beside ours; empty: cudnn,flash on a GPU, else dense")
       ->delimiter(',')
       ->check(CLI::IsMember({"dense", "cudnn", "flash", "efficient"}));
-  command.add_option("--path", o->path, "GPU path to take; empty: the one of the crossover table")
-      ->check(CLI::IsMember({"cuda-position", "cuda-sorted", "sm90-position", "sm90-sorted"}));
+  std::vector<std::string> paths;
+  for (const AttentionPath path : kernels::kAttentionPaths) paths.emplace_back(name(path));
+  command
+      .add_option("--path", o->path,
+                  "GPU path to take; empty: the one of the crossover table; library: only with "
+                  "--global 1, when every key is visible")
+      ->check(CLI::IsMember(paths));
+  command.add_flag("--graph", o->graph,
+                   "time recorded launches, without what the host needs to start each (GPU)");
+  CLI::Option* model = command.add_option(
+      "--roles-of", o->model,
+      "folder of a trained model: its roles for --text in all layers, instead of random ones; also "
+      "timed with their mean shares in every head");
+  model->needs(command.add_option("--text", o->text, "what --roles-of reads: files or folders"));
   command.add_flag("--crossover", o->crossover,
                    "time every GPU path instead, and print rows of the crossover table");
 }

@@ -36,7 +36,8 @@ using kernels::GpuPage;
 using kernels::kPageKeys;
 
 struct Options {
-  Workload work = {.tokens = 16384};
+  Workload work;  // all but what the list below replaces
+  std::vector<int32_t> tokens = {16384};
   int32_t layers = 30;
   std::string device = "cpu";
 };
@@ -141,7 +142,8 @@ void run_on_cpu(const Options& o, Context& context) {
     return double(layers.bytes()) / (time.median() * 1e6);  // GB/s
   };
   report(context, result,
-         {{"kv_bytes", live.bytes()},
+         {{"tokens", w.tokens},
+          {"kv_bytes", live.bytes()},
           {"baseline_kv_bytes", full.bytes()},
           {"gb_per_s", rate(live, result.times.ours)},
           {"baseline_gb_per_s", rate(full, result.times.baseline)}});
@@ -172,7 +174,6 @@ class GpuLayers {
         const int64_t row = layer * sets + set;
         lists.emplace_back(last.const_data_ptr<int32_t>() + row * w.tokens, w.tokens);
         pages += lists.back().pages();
-        keys_ += lists.back().count();
         most_ = std::max(most_, lists.back().count());
       }
       // Keys and values are bfloat16 noise; what follows them in a page is not.
@@ -199,6 +200,7 @@ class GpuLayers {
       here.table = uploaded(table, device);
       const auto* first = static_cast<const void* const*>(here.table.const_data_ptr());
       for (const LiveKeys& list : lists) {
+        here.live += list.count();
         CachedKeys keys;
         keys.pages = first;
         keys.count = list.count();
@@ -206,7 +208,7 @@ class GpuLayers {
         first += list.pages();
       }
       here.keys = uploaded(all, device);
-      bytes_ += pages * kernels::page_bytes(w.head_dim, DType::kBFloat16);
+      here.bytes = pages * kernels::page_bytes(w.head_dim, DType::kBFloat16);
     }
   }
 
@@ -216,31 +218,51 @@ class GpuLayers {
     lists.max_count = most_;
     return lists;
   }
-  int64_t live() const { return keys_; }
-  int64_t bytes() const { return bytes_; }
+  // Keys, and bytes of them and their values, of a model of `layers` layers that take these in
+  // turn.
+  int64_t live(int32_t layers) const { return sum(layers, &Layer::live); }
+  int64_t bytes(int32_t layers) const { return sum(layers, &Layer::bytes); }
 
  private:
   struct Layer {
     at::Tensor memory, table, keys;
+    int64_t live = 0, bytes = 0;
   };
+  int64_t sum(int32_t layers, int64_t Layer::*what) const {
+    int64_t all = 0;
+    for (int32_t layer = 0; layer < layers; ++layer) all += layers_[layer % layers_.size()].*what;
+    return all;
+  }
   GpuPage layout_;
   std::vector<Layer> layers_;
-  int64_t keys_ = 0, bytes_ = 0;
   int32_t most_ = 0;
 };
+
+// How many of the layers have keys of their own: as many as fit into the GPU's memory, where all
+// keys lie three times (alive, all, LibTorch's), and as many as roles are drawn for in seconds. The
+// others take them again: two layers of such a length are already more than the caches hold.
+int32_t distinct_layers(const Options& o) {
+  constexpr double kDrawnKeys = 64e6, kOfMemory = 0.75;
+  const Workload& w = o.work;
+  const double keys = double(w.batch) * w.kv_heads * w.tokens;
+  const double bytes = 3 * keys * (4.0 * w.head_dim + double(GpuPage::kMetadataBytes) / kPageKeys);
+  const double fit = std::min(kOfMemory * double(gpu_facts().memory) / bytes, kDrawnKeys / keys);
+  return static_cast<int32_t>(std::clamp(fit, 1.0, double(o.layers)));
+}
 
 void run_on_gpu(const Options& o, const c10::Device& device, Context& context) {
   const Workload& w = o.work;
   NATSLM_CHECK(w.dtype == "bfloat16", "--dtype ", w.dtype,
                ": on a GPU keys are stored as bfloat16; give --dtype bfloat16");
   const int32_t sets = w.batch * w.kv_heads;
-  const RandomRoles roles = draw_roles(w, int64_t{o.layers} * sets);
-  const GpuLayers live(w, roles.last, o.layers, device);
-  const GpuLayers full(w, at::full_like(roles.last, kForever), o.layers, device);
+  const int32_t distinct = distinct_layers(o);
+  const RandomRoles roles = draw_roles(w, int64_t{distinct} * sets);
+  const GpuLayers live(w, roles.last, distinct, device);
+  const GpuLayers full(w, at::full_like(roles.last, kForever), distinct, device);
   const auto options = at::TensorOptions(at::kBFloat16).device(device);
   const at::Tensor q = at::randn({w.batch, w.heads, w.head_dim}, options);
   std::vector<at::Tensor> dense_k, dense_v;
-  for (int32_t layer = 0; layer < o.layers; ++layer) {
+  for (int32_t layer = 0; layer < distinct; ++layer) {
     for (auto* into : {&dense_k, &dense_v}) {
       into->push_back(at::randn({w.batch, w.kv_heads, w.tokens, w.head_dim}, options));
     }
@@ -264,10 +286,11 @@ void run_on_gpu(const Options& o, const c10::Device& device, Context& context) {
     int64_t keys, bytes;
   };
   const int64_t dense_keys = int64_t{o.layers} * sets * w.tokens;
-  const std::vector<Side> sides = {
-      {"live", [&](int32_t layer) { return paged(live, layer); }, live.live(), live.bytes()},
-      {"full", [&](int32_t layer) { return paged(full, layer); }, full.live(), full.bytes()},
-      {"LibTorch", dense, dense_keys, dense_keys * 4 * w.head_dim}};
+  const std::vector<Side> sides = {{"live", [&](int32_t layer) { return paged(live, layer); },
+                                    live.live(o.layers), live.bytes(o.layers)},
+                                   {"full", [&](int32_t layer) { return paged(full, layer); },
+                                    full.live(o.layers), full.bytes(o.layers)},
+                                   {"LibTorch", dense, dense_keys, dense_keys * 4 * w.head_dim}};
 
   // A token, launched kernel by kernel and as a graph.
   const c10::impl::VirtualGuardImpl streams(device.type());
@@ -275,8 +298,8 @@ void run_on_gpu(const Options& o, const c10::Device& device, Context& context) {
   std::vector<std::unique_ptr<train::LaunchGraph>> graphs;
   std::vector<std::function<void()>> calls;
   for (const Side& side : sides) {
-    const auto token = [&side, &o] {
-      for (int32_t layer = 0; layer < o.layers; ++layer) side.layer(layer);
+    const auto token = [&side, &o, distinct] {
+      for (int32_t layer = 0; layer < o.layers; ++layer) side.layer(layer % distinct);
     };
     NATSLM_CHECK(at::isfinite(side.layer(0)).all().item<bool>(), side.name,
                  " computes what is not finite");
@@ -291,7 +314,10 @@ void run_on_gpu(const Options& o, const c10::Device& device, Context& context) {
   const auto bar = [](int64_t bytes) { return 1.15 * double(bytes) / 4.3e9 + 0.25; };
   Table table(
       {"", "ms a token, graph", "spread", "launches", "keys and values", "GB/s", "bar, ms"});
-  nlohmann::ordered_json results = {{"layers", o.layers}, {"kv_end", roles.kv_end}};
+  nlohmann::ordered_json results = {{"tokens", w.tokens},
+                                    {"layers", o.layers},
+                                    {"distinct_layers", distinct},
+                                    {"kv_end", roles.kv_end}};
   for (size_t i = 0; i < sides.size(); ++i) {
     const Timing &graph = times[2 * i], &launched = times[2 * i + 1];
     const double rate = double(sides[i].bytes) / (graph.median() * 1e6);
@@ -303,7 +329,9 @@ void run_on_gpu(const Options& o, const c10::Device& device, Context& context) {
                               {"kv_bytes", sides[i].bytes},   {"gb_per_s", rate},
                               {"bar_ms", bar(sides[i].bytes)}};
   }
-  std::fputs(table.text().c_str(), stdout);
+  std::printf("%d tokens, %d layers", w.tokens, o.layers);
+  if (distinct < o.layers) std::printf(" that take the keys of %d in turn", distinct);
+  std::printf(":\n%s", table.text().c_str());
   std::printf(
       "%s of the keys alive: %.2fx as fast as the same kernel over all, %.2fx as LibTorch\n",
       percent(roles.kv_end).c_str(), times[2].median() / times[0].median(),
@@ -311,11 +339,14 @@ void run_on_gpu(const Options& o, const c10::Device& device, Context& context) {
   context.write_json(results);
 }
 
-void run(const Options& o, Context& context) {
-  check(o.work);
+void run(Options o, Context& context) {
   const c10::Device device = device_from(o.device);
   context.measured_on(device);
-  device.is_cpu() ? run_on_cpu(o, context) : run_on_gpu(o, device, context);
+  for (const int32_t tokens : o.tokens) {
+    o.work.tokens = tokens;
+    check(o.work);
+    device.is_cpu() ? run_on_cpu(o, context) : run_on_gpu(o, device, context);
+  }
 }
 
 }  // namespace
@@ -326,6 +357,10 @@ void add_bench_decode(CLI::App& bench, Context& context) {
       bench, "decode", "attention of one new token in every layer against all keys alive",
       [o, &context] { run(*o, context); });
   add_workload_options(command, o->work);
+  command.remove_option(command.get_option("--tokens"));
+  command
+      .add_option("--tokens", o->tokens, "lengths of the sequences, tokens, one after the other")
+      ->check(CLI::Range(1, 1 << 22));
   add_device_option(command, o->device);
   command.add_option("--layers", o->layers, "layers, each with its own keys and values")
       ->check(CLI::Range(1, 1024));

@@ -56,15 +56,10 @@ nlohmann::ordered_json gpu() {
 
 // "sm90-sorted", and why a path of this build cannot run here.
 std::string gpu_paths() {
-  kernels::AttentionForward p;
-  static const int32_t some_order = 0;
-  p.batch = p.q_heads = p.kv_heads = p.tokens = 1;
-  p.head_dim = 64;
-  p.dtype = DType::kBFloat16;
-  p.q_stride = p.k_stride = p.v_stride = p.out_stride = {64, 64, 64};
-  p.sorted.order = p.sorted.ends = &some_order;
+  const auto p = kernels::shape_only<kernels::AttentionForward>(1, 1, 1, 1, 64, /*ordered=*/true);
   std::string usable, reason;
   for (const kernels::AttentionPath path : kernels::kAttentionPaths) {
+    if (path == kernels::AttentionPath::kLibrary) continue;
     const std::string no = kernels::why_not(p, path);
     if (no.empty()) {
       usable += (usable.empty() ? "" : ", ") + std::string(name(path));
@@ -83,21 +78,25 @@ nlohmann::ordered_json crossover_rows() {
                     {"most_group", row.most_group},
                     {"most_density", row.most_density},
                     {"from_tokens", row.from_tokens},
+                    {"every_key", row.every_key},
                     {"path", name(row.path)}});
   }
   return rows;
 }
 
 void print_crossovers() {
-  Table table({"pass", "head size", "group up to", "alive up to", "tokens from", "GPU path"});
+  Table table({"pass", "head size", "group up to", "alive", "tokens from", "GPU path"});
   for (const kernels::Crossover& row : kernels::crossovers()) {
     table.add({std::string(name(row.pass)),
                row.head_dim == 0 ? "any" : std::to_string(row.head_dim),
-               std::to_string(row.most_group), percent(row.most_density, 0),
+               row.most_group == kernels::kAnyGroup ? "any" : std::to_string(row.most_group),
+               row.every_key ? "all, known" : "up to " + percent(row.most_density, 0),
                std::to_string(row.from_tokens), std::string(name(row.path))});
   }
-  std::printf("\nwhich GPU path takes what (a later row beats an earlier one):\n%s",
-              table.text().c_str());
+  std::printf(
+      "\nwhich GPU path takes what (a later row beats an earlier one; library: cuDNN or "
+      "FlashAttention in LibTorch):\n%s",
+      table.text().c_str());
 }
 
 }  // namespace

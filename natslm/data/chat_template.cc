@@ -114,7 +114,9 @@ std::string ChatTemplate::render_json(std::string_view variables,
     all.set(jinja::Value("add_generation_prompt"), false);
     all.set(jinja::Value("bos_token"), bos_token_);
     all.set(jinja::Value("eos_token"), eos_token_);
-    for (const auto& [key, value] : parse_ordered_json(variables).items()) {
+    const nlohmann::ordered_json given = parse_ordered_json(variables);
+    NATSLM_CHECK(given.is_object(), "the variables must be a JSON object");
+    for (const auto& [key, value] : given.items()) {
       all.set(jinja::Value(key), jinja::Value::of(value));
     }
     return program_->render(all, now.value_or(std::time(nullptr)));

@@ -75,4 +75,10 @@ size_t workspace_bytes(const AttentionBackward&);
 void run(const AttentionBackward&, CUstream_st* stream);
 }  // namespace sm90
 
+namespace sm90_short {
+std::string_view why_not(const AttentionBackward&);
+size_t workspace_bytes(const AttentionBackward&);
+void run(const AttentionBackward&, CUstream_st* stream);
+}  // namespace sm90_short
+
 }  // namespace natslm::kernels

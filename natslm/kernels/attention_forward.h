@@ -90,4 +90,10 @@ size_t workspace_bytes(const AttentionForward&);
 void run(const AttentionForward&, CUstream_st* stream);
 }  // namespace sm90
 
+namespace sm90_short {  // the same for up to 2,048 tokens: in position order, and fewer launches
+std::string_view why_not(const AttentionForward&);
+size_t workspace_bytes(const AttentionForward&);  // 0
+void run(const AttentionForward&, CUstream_st* stream);
+}  // namespace sm90_short
+
 }  // namespace natslm::kernels

@@ -3,6 +3,8 @@
 
 #include <iterator>
 
+#include "natslm/base/error.h"
+
 namespace natslm::kernels {
 namespace {
 
@@ -13,16 +15,33 @@ using enum AttentionPath;
 // (12/12/64 with 16.6 % of the pairs visible, 32/8/128 with 13.6 and 21.7 %), and lost 2 to 17 %
 // with all pairs visible; backward with role sums the Hopper kernels took 0.410 ms over sorted keys
 // and 0.395 ms in position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities
-// between 0.25 and 0.6, and lengths below 1,024 and between 1,024 and 4,096, are estimates.
+// between 0.25 and 0.6, and lengths below 1,024 and between 1,024 and 4,096, are estimates. So are
+// the rows of sm90-short, which takes at most 2,048 tokens: the work of a tile of queries is there
+// that of its living keys, in one launch; head size 128 reads each key once for 64 rows only, which
+// L2 does not keep up with where most keys live.
+//
+// Every key visible: forward, 32/8/128 at 16,384 tokens the Hopper kernel took 3.04 ms and cuDNN
+// 3.78 ms; at 16 x 1,024 tokens of 12/12/64 they took 0.118 and 0.085 ms.
 constexpr Crossover kCrossovers[] = {
-    {kForward, 0, 8, 1.00, 0, kCudaPosition},  {kForward, 0, 8, 0.60, 1024, kCudaSorted},
-    {kForward, 0, 8, 1.00, 0, kSm90Position},  {kForward, 0, 8, 0.60, 1024, kSm90Sorted},
-    {kBackward, 0, 8, 1.00, 0, kCudaPosition}, {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
-    {kBackward, 0, 8, 1.00, 0, kSm90Position}, {kBackward, 0, 8, 0.60, 2048, kSm90Sorted},
+    {kForward, 0, 8, 1.00, 0, kCudaPosition},
+    {kForward, 0, 8, 0.60, 1024, kCudaSorted},
+    {kForward, 0, 8, 1.00, 0, kSm90Position},
+    {kForward, 0, 8, 0.60, 1024, kSm90Sorted},
+    {kForward, 0, 8, 0.60, 0, kSm90Short},
+    {kForward, 64, 8, 1.00, 0, kSm90Short},
+    {kBackward, 0, 8, 1.00, 0, kCudaPosition},
+    {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
+    {kBackward, 0, 8, 1.00, 0, kSm90Position},
+    {kBackward, 0, 8, 0.60, 0, kSm90Short},
+    {kBackward, 64, 8, 1.00, 0, kSm90Short},
+    {kBackward, 0, 8, 0.60, 2048, kSm90Sorted},
+    {kForward, 0, kAnyGroup, 1.00, 0, kLibrary, true},
+    {kForward, 128, 8, 1.00, 16384, kSm90Position, true},
+    {kBackward, 0, kAnyGroup, 1.00, 0, kLibrary, true},
 };
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",
-                                           "sm90-sorted"};
+                                           "sm90-sorted",   "sm90-short",  "library"};
 static_assert(std::size(kPathNames) == std::size(kAttentionPaths));
 
 constexpr Pass pass_of(const AttentionForward&) {
@@ -41,8 +60,10 @@ Params on_path(const Params& p, AttentionPath path) {
 
 template <class Params>
 std::string why_not_on(const Params& p, AttentionPath path) {
+  if (path == kLibrary) return "LibTorch's dense kernels read every key, whatever its lifetime";
   if (is_sorted(path) && !p.sorted.order) return "it needs an order of the keys, and none came";
   const Params own = on_path(p, path);
+  if (path == kSm90Short) return std::string(sm90_short::why_not(own));
   return std::string(is_sm90(path) ? sm90::why_not(own) : cuda::why_not(own));
 }
 
@@ -56,12 +77,15 @@ std::optional<AttentionPath> choose_path_for(const Params& p, double density) {
 template <class Params>
 size_t workspace_bytes_on(const Params& p, AttentionPath path) {
   const Params own = on_path(p, path);
+  if (path == kSm90Short) return sm90_short::workspace_bytes(own);
   return is_sm90(path) ? sm90::workspace_bytes(own) : cuda::workspace_bytes(own);
 }
 
 template <class Params>
 void run_on(const Params& p, AttentionPath path, CUstream_st* stream) {
+  NATSLM_ASSERT(path != kLibrary);
   const Params own = on_path(p, path);
+  if (path == kSm90Short) return sm90_short::run(own, stream);
   is_sm90(path) ? sm90::run(own, stream) : cuda::run(own, stream);
 }
 

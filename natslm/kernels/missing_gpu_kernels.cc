@@ -25,12 +25,14 @@ NATSLM_MISSING(cuda, AttentionForward)
 #endif
 #ifdef NATSLM_NO_SM90_ATTENTION_FORWARD
 NATSLM_MISSING(sm90, AttentionForward)
+NATSLM_MISSING(sm90_short, AttentionForward)
 #endif
 #ifdef NATSLM_NO_CUDA_ATTENTION_BACKWARD
 NATSLM_MISSING(cuda, AttentionBackward)
 #endif
 #ifdef NATSLM_NO_SM90_ATTENTION_BACKWARD
 NATSLM_MISSING(sm90, AttentionBackward)
+NATSLM_MISSING(sm90_short, AttentionBackward)
 #endif
 
 #undef NATSLM_MISSING

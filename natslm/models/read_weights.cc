@@ -44,7 +44,6 @@ class Batch {
         {entry.type, entry.bytes.data(), target.numel(), host.mutable_data_ptr(), type});
     entries_.push_back(&entry);
     bytes_ += entry.bytes.size();
-    entry.file->will_need(entry.bytes);
   }
   size_t bytes() const { return bytes_; }
 
@@ -73,7 +72,14 @@ void read_weights(const WeightFiles& files, std::span<const WeightTarget> target
   for (const WeightTarget& target : targets) entries.push_back(&checked_entry(files, target));
   const ParallelFor parallel = ops::torch_threads();
   Batch batch;
+  // The system reads the next batch while this one is converted.
+  size_t asked = 0, ahead = 0;
   for (size_t i = 0; i < targets.size(); ++i) {
+    for (; asked < targets.size() && ahead < 2 * kBatchBytes; ++asked) {
+      entries[asked]->file->will_need(entries[asked]->bytes);
+      ahead += entries[asked]->bytes.size();
+    }
+    ahead -= entries[i]->bytes.size();
     if (batch.bytes() > 0 && batch.bytes() + entries[i]->bytes.size() > kBatchBytes)
       batch.run(parallel);
     batch.add(*entries[i], targets[i].tensor);

@@ -5,6 +5,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -20,6 +21,7 @@
 #include "natslm/kernels/attention_backward.h"
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/ops/attention_calls.h"
+#include "natslm/ops/library_attention.h"
 #include "natslm/ops/parallel.h"
 
 namespace natslm::ops {
@@ -211,13 +213,24 @@ void check_roles(const RoleInputs& roles, const Tensor& last) {
 
 }  // namespace
 
-AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& last,
+AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& last_in,
                           const OptionalTensor& lengths, std::optional<double> scale,
                           const std::optional<RoleInputs>& roles, bool want_mass,
                           const AttentionHints& hints) {
   TORCH_CHECK(q.dim() == 4, "attention: q must be [B, Hq, T, D], got ", q.sizes());
   const double factor =
       scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(q.size(3), 1))));
+  check_heads(q, k, v, lengths, factor);
+  const bool only_out = !last_in.defined() && !roles && !want_mass;
+  TORCH_CHECK(
+      only_out || hints.forward_path != kernels::AttentionPath::kLibrary,
+      "attention: LibTorch's dense kernels take no lifetimes and give no role sums or mass");
+  if (only_out && library_serves(q, k, lengths, hints)) {
+    return {library_attention(q, k, v, lengths, factor), Tensor(), Tensor()};
+  }
+  const Tensor last = last_in.defined() ? last_in
+                                        : at::full({q.size(0), k.size(1), q.size(2)}, kForever,
+                                                   q.options().dtype(at::kInt));
   check_attention(q, k, v, last, lengths, factor);
   if (roles) check_roles(*roles, last);
   const RoleInputs r = roles.value_or(RoleInputs{});

@@ -12,7 +12,7 @@ namespace {
 
 using at::Tensor;
 
-void check_heads(const Tensor& x, const char* name, const Tensor& q) {
+void check_one(const Tensor& x, const char* name, const Tensor& q) {
   TORCH_CHECK(x.dim() == 4, "attention: ", name, " must be [B, H, T, D], got ", x.sizes());
   TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
               "attention: ", name, " must be float32 or bfloat16, got ", x.scalar_type());
@@ -58,11 +58,11 @@ void check_integers(const Tensor& x, const char* name, at::IntArrayRef shape, co
               q.device());
 }
 
-void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& last,
-                     const OptionalTensor& lengths, double scale) {
-  check_heads(q, "q", q);
-  check_heads(k, "k", q);
-  check_heads(v, "v", q);
+void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& lengths,
+                 double scale) {
+  check_one(q, "q", q);
+  check_one(k, "k", q);
+  check_one(v, "v", q);
   TORCH_CHECK(k.size(1) == v.size(1), "attention: v has ", v.size(1), " heads, k has ", k.size(1));
   TORCH_CHECK(k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0, "attention: q has ",
               q.size(1), " heads, which is no multiple of the ", k.size(1), " KV heads");
@@ -70,8 +70,13 @@ void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Te
               q.size(3), " is not a multiple of 8 up to 256");
   TORCH_CHECK(q.size(2) <= kMaxPosition, "attention: ", q.size(2), " tokens are too many");
   TORCH_CHECK(std::isfinite(scale), "attention: scale must be finite, got ", scale);
-  check_integers(last, "last", {q.size(0), k.size(1), q.size(2)}, q);
   if (lengths) check_integers(*lengths, "lengths", {q.size(0)}, q);
+}
+
+void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& last,
+                     const OptionalTensor& lengths, double scale) {
+  check_heads(q, k, v, lengths, scale);
+  check_integers(last, "last", {q.size(0), k.size(1), q.size(2)}, q);
 }
 
 int64_t check_attention_backward(const Tensor& dout, const Tensor& q, const Tensor& k,

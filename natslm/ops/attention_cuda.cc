@@ -21,17 +21,9 @@ namespace {
 using at::Tensor;
 using kernels::AttentionPath;
 
-// The head size a kernel runs: smaller ones are filled up with zeros, which change no score.
-int64_t padded_head_dim(int64_t head_dim) {
-  for (const int64_t size : {64, 128}) {
-    if (head_dim <= size) return size;
-  }
-  return head_dim;
-}
-
 // Rows as the GPU kernels want them: whole head size, contiguous, 16-byte aligned.
 Tensor kernel_rows(const Tensor& x) {
-  const int64_t padding = padded_head_dim(x.size(3)) - x.size(3);
+  const int64_t padding = kernel_head_dim(x.size(3)) - x.size(3);
   if (padding > 0) return at::constant_pad_nd(x, {0, padding});
   const int64_t alignment = 16 / x.element_size();
   bool aligned = x.stride(3) == 1 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;

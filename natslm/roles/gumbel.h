@@ -15,8 +15,13 @@
 
 namespace natslm::roles {
 
-// Natural logarithm of a positive normal float, within 2 units in the last place.
-NATSLM_HD inline float natural_log(float x) {
+// A positive normal float is exp(log_m) * 2^exponent, within 2 units in the last place of log_m.
+struct SplitLog {
+  float exponent;  // a whole number
+  float log_m;     // |log_m| <= ln(2) / 2
+};
+
+NATSLM_HD inline SplitLog split_log(float x) {
   // x = m * 2^e with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s) = 2 s (1 + s^2/3 + s^4/5 + ...)
   // with s = (m - 1) / (m + 1), |s| < 0.172: the first term left out is below 4e-10 of the sum.
   const uint32_t bits = std::bit_cast<uint32_t>(x);
@@ -29,10 +34,14 @@ NATSLM_HD inline float natural_log(float x) {
   series = std::fma(z, series, 1.0f / 7.0f);
   series = std::fma(z, series, 1.0f / 5.0f);
   series = std::fma(z, series, 1.0f / 3.0f);
-  const float log_m = 2.0f * std::fma(s * z, series, s);
+  return {static_cast<float>(exponent), 2.0f * std::fma(s * z, series, s)};
+}
+
+// Natural logarithm of a positive normal float, within 2 units in the last place.
+NATSLM_HD inline float natural_log(float x) {
+  const SplitLog log = split_log(x);
   // ln 2 in two parts; the product with the first is exact.
-  const float e = static_cast<float>(exponent);
-  return std::fma(e, 0.693359375f, std::fma(e, -2.12194440e-4f, log_m));
+  return std::fma(log.exponent, 0.693359375f, std::fma(log.exponent, -2.12194440e-4f, log.log_m));
 }
 
 // What the noise of one layer and training step hangs on, apart from head, sequence and position.

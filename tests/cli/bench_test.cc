@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "tests/cli/program.h"
+#include "tests/cli/random_model.h"
 
 namespace natslm::test {
 namespace {
@@ -115,6 +117,61 @@ TEST(Bench, AttentionGoesThroughEveryCombinationOfItsLists) {
   EXPECT_EQ(seen.size(), 4u);
 }
 
+TEST(Bench, DrawsRolesThatLeaveTheWantedShareOfThePairs) {
+  const std::vector<double> wanted = {0.02, 0.1, 0.3, 0.5, 0.75, 0.95, 1};
+  const ScratchFolder scratch;
+  const std::string file = (scratch / "out.json").string();
+  Words command = {"bench",    "attention",  "--tokens", "512",      "--heads",  "8", "--kv-heads",
+                   "8",        "--head-dim", "8",        "--window", "0",        "8", "200",
+                   "--repeat", "1",          "--json",   file,       "--density"};
+  for (const double density : wanted) command.push_back(std::to_string(density));
+  const Outcome outcome = run_program(command);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const Words lines = lines_of(read_file(file));
+  ASSERT_EQ(lines.size(), 3 * wanted.size());
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const double pairs = Json::parse(lines[i])["results"]["pairs"].get<double>();
+    EXPECT_NEAR(pairs, wanted[i / 3], 0.03);
+    EXPECT_EQ(pairs == 1, wanted[i / 3] == 1);
+  }
+}
+
+TEST(Bench, NamesTheSlowestCaseBesideDense) {
+  const Outcome outcome = run_program(bench("attention", {"--density", "0.2", "0.8", "1"}));
+  EXPECT_THAT(outcome.out, HasSubstr("slowest beside dense, forward, below 50 % visible: "));
+  EXPECT_THAT(outcome.out, HasSubstr("slowest beside dense, forward, 50 to 100 %: "));
+  EXPECT_THAT(outcome.out, HasSubstr("slowest beside dense, forward, all visible: "));
+}
+
+TEST(Bench, TakesAsManySequencesAsMakeABatch) {
+  const Json results =
+      json_of({"bench", "attention", "--tokens", "4096", "--batch", "0", "--heads", "1",
+               "--kv-heads", "1", "--head-dim", "8", "--repeat", "1"})["results"];
+  EXPECT_EQ(results["batch"], 4);
+}
+
+TEST(Bench, TimesTheRolesThatAModelGivesToAText) {
+  const ScratchFolder scratch;
+  write_model(scratch / "model", {.context = 64, .layers = 2});
+  std::ofstream(scratch / "text.txt") << sample_text();
+  const Words command = {"bench",      "attention",
+                         "--roles-of", (scratch / "model").string(),
+                         "--text",     (scratch / "text.txt").string(),
+                         "--repeat",   "1",
+                         "--tokens"};
+  Words two_windows = command;
+  two_windows.push_back("150");
+  const Json results = json_of(two_windows)["results"];
+  EXPECT_EQ(results["tokens"], 150);
+  EXPECT_EQ(results["batch"], 2);  // its layers
+  EXPECT_GT(results["uneven_over_even"].get<double>(), 0);
+  Words too_long = command;
+  too_long.push_back("1000000");
+  const Outcome outcome = run_program(too_long);
+  EXPECT_EQ(outcome.exit_code, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("--tokens 1000000 asks for more"));
+}
+
 // Where there is a GPU the first of these runs; everywhere else it says in a line why not.
 TEST(Bench, SaysWhyThereIsNoGpu) {
   const Outcome outcome = run_program(bench("attention", {"--device", "cuda"}));
@@ -138,6 +195,8 @@ TEST(Bench, AnswersSettingsThatContradictEachOther) {
       {{"--tokens", "0"}, "not in range"},
       {{"--shape", "32/8"}, "32/8 is not heads/kv-heads/head-dim"},
       {{"--baseline", "cudn"}, "cudn"},
+      {{"--path", "library"}, "library reads every key"},
+      {{"--roles-of", "model"}, "--text"},
       {{"--device", "gpu"}, "gpu"},
   };
   for (const Case& c : cases) {

@@ -40,6 +40,15 @@ TEST(DecodePlan, ALongListOfOneRowHasEnoughPiecesForTheWholeGpu) {
   }
 }
 
+TEST(DecodePlan, AShortListOfOneRowIsCutFiner) {
+  for (int32_t count = 1; count < 20'000; ++count) {
+    const ListCut cut = cut_list(4, count);
+    EXPECT_EQ(cut.piece_pages, pages_of(count) <= kShortList ? kShortListPages : kFewRowsPages);
+  }
+  EXPECT_EQ(max_pieces(4, 65 * kPageKeys), 32);  // 64 pages have more pieces than 65
+  EXPECT_EQ(cut_list(4, 65 * kPageKeys).pieces, 17);
+}
+
 TEST(DecodePlan, WholeListsMayHaveAnyCount) {
   EXPECT_EQ(pages_of(0), 0);
   EXPECT_EQ(pages_of(1), 1);

@@ -2,6 +2,7 @@
 // lengths, roles, every path. The kernels themselves have tests/kernels/gpu_attention_test.cc.
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/randint.h>
@@ -130,6 +131,7 @@ TEST_F(AttentionOnGpu, EveryPathGivesTheSame) {
   int paths = 0;
   for (const AttentionPath forward : kernels::kAttentionPaths) {
     for (const AttentionPath backward : kernels::kAttentionPaths) {
+      if (forward == AttentionPath::kLibrary || backward == AttentionPath::kLibrary) continue;
       const MethodInput in = random_input({2, 4, 2, 200, 64, true});
       AttentionHints hints = order_of(in);
       hints.forward_path = forward;
@@ -144,6 +146,55 @@ TEST_F(AttentionOnGpu, EveryPathGivesTheSame) {
     }
   }
   EXPECT_GT(paths, 0);
+}
+
+// Without `last`: whoever the table chooses, LibTorch's kernels, and a kernel of ours.
+TEST_F(AttentionOnGpu, WithoutLifetimesEveryKeyIsVisibleWhoeverComputes) {
+  const std::optional<AttentionPath> anyone;
+  for (const Case& c : {Case{1, 1, 1, 1, 64},
+                        {2, 2, 2, 100, 64},
+                        {1, 4, 1, 150, 128},
+                        {2, 8, 2, 300, 128},
+                        {3, 6, 2, 90, 64, true},
+                        {1, 2, 1, 70, 80}}) {
+    for (const auto& path : {anyone, {AttentionPath::kLibrary}, {AttentionPath::kCudaPosition}}) {
+      SCOPED_TRACE(std::to_string(c.hq) + "/" + std::to_string(c.hkv) + "/" + std::to_string(c.d) +
+                   ", " + std::to_string(c.t) + " tokens, " +
+                   (path ? std::string(name(*path)) : "by the table"));
+      MethodInput in = random_input(c);
+      in.last.fill_(static_cast<int64_t>(c.t));
+      const MethodOutput truth = method_model(in);
+      const auto leaf = [](const Tensor& x) { return x.to(at::kCUDA).requires_grad_(true); };
+      const Tensor q = leaf(in.q), k = leaf(in.k), v = leaf(in.v);
+      const auto lengths =
+          in.lengths.defined() ? std::optional(in.lengths.to(at::kCUDA)) : std::nullopt;
+      AttentionHints hints;
+      hints.forward_path = hints.backward_path = path;
+      const Tensor out = attention(q, k, v, {}, lengths, in.scale, std::nullopt, false, hints).out;
+      out.backward(in.dout.to(at::kCUDA));
+      expect_near("out", out.cpu(), truth.out);
+      expect_near("dq", q.grad().cpu(), truth.dq);
+      expect_near("dk", k.grad().cpu(), truth.dk);
+      expect_near("dv", v.grad().cpu(), truth.dv);
+      const at::AutoGradMode off(false);
+      expect_near("out without a gradient",
+                  attention(q, k, v, {}, lengths, in.scale, std::nullopt, false, hints).out.cpu(),
+                  truth.out);
+    }
+  }
+}
+
+// What no kernel here takes, LibTorch's may: then only a call with lifetimes is refused.
+TEST_F(AttentionOnGpu, WithoutLifetimesOtherTypesAndHeadSizesAreTaken) {
+  for (const auto& [head_dim, type] : {std::pair{256, at::kBFloat16}, {64, at::kFloat}}) {
+    MethodInput in = random_input({2, 2, 2, 40, head_dim, true});
+    in.last.fill_(40);
+    const auto moved = [&, type = type](const Tensor& x) { return x.to(at::kCUDA, type); };
+    const Tensor out =
+        attention(moved(in.q), moved(in.k), moved(in.v), {}, in.lengths.to(at::kCUDA), in.scale)
+            .out;
+    expect_near("out", out.cpu(), method_model(in).out);
+  }
 }
 
 TEST_F(AttentionOnGpu, ReadsTensorsWhereTheyLie) {

@@ -18,6 +18,8 @@
 
 #include "natslm/base/counter_rng.h"
 #include "natslm/base/error.h"
+#include "natslm/base/lifetime.h"
+#include "natslm/ops/library_attention.h"
 #include "natslm/ops/parallel.h"
 #include "tests/support/method_model.h"
 
@@ -221,6 +223,60 @@ TEST(Attention, WorksWithoutAGradientAndInBfloat16) {
   EXPECT_EQ(out.out.scalar_type(), at::kBFloat16);
   EXPECT_LE(worst(out.out, method_model(in).out), 0.02);
   EXPECT_FALSE(out.out.requires_grad());
+}
+
+// As random_input, with every key visible to every later query.
+MethodInput dense_input(const Case& c, uint64_t seed) {
+  MethodInput in = random_input(c, seed);
+  in.last.fill_(kForever);
+  in.horizons = Tensor();
+  return in;
+}
+
+TEST(Attention, WithoutLifetimesEveryKeyIsVisible) {
+  for (const Case& c : kCases) {
+    const MethodInput in = dense_input(c, 81);
+    const auto lengths = in.lengths.defined() ? std::optional(in.lengths) : std::nullopt;
+    const auto with = attention(in.q, in.k, in.v, in.last, lengths, in.scale);
+    const auto without = attention(in.q, in.k, in.v, {}, lengths, in.scale);
+    EXPECT_TRUE(at::equal(with.out, without.out));
+    EXPECT_TRUE(at::equal(with.lse, without.lse));
+  }
+}
+
+TEST(Attention, TheLibrarysKernelsComputeTheSameWithTheSameGradients) {
+  for (const Case& c : kCases) {
+    MethodInput in = dense_input(c, 82);
+    const auto lengths = in.lengths.defined() ? std::optional(in.lengths) : std::nullopt;
+    const MethodOutput truth = method_model(in);
+    const auto leaf = [](const Tensor& x) { return x.detach().requires_grad_(true); };
+    const Tensor q = leaf(in.q), k = leaf(in.k), v = leaf(in.v);
+    const Tensor out = library_attention(q, k, v, lengths, in.scale);
+    (out * in.dout).sum().backward();
+    EXPECT_LE(worst(out, truth.out), kTolerance);
+    EXPECT_LE(worst(q.grad(), truth.dq), kTolerance);
+    EXPECT_LE(worst(k.grad(), truth.dk), kTolerance);
+    EXPECT_LE(worst(v.grad(), truth.dv), kTolerance);
+  }
+}
+
+TEST(Attention, TheLibraryNeverServesTheCpu) {
+  const MethodInput in = dense_input({1, 2, 1, 16, 64}, 83);
+  AttentionHints hints;
+  EXPECT_FALSE(library_serves(in.q, in.k, std::nullopt, hints));
+  hints.forward_path = kernels::AttentionPath::kLibrary;
+  EXPECT_FALSE(library_serves(in.q, in.k, std::nullopt, hints));
+}
+
+TEST(Attention, TheLibraryIsRefusedWhereLifetimesOrRoleSumsAreWanted) {
+  const MethodInput in = random_input({1, 2, 1, 16, 64}, 84);
+  AttentionHints hints;
+  hints.forward_path = kernels::AttentionPath::kLibrary;
+  EXPECT_THROW(
+      attention(in.q, in.k, in.v, in.last, std::nullopt, in.scale, std::nullopt, false, hints),
+      c10::Error);
+  EXPECT_THROW(attention(in.q, in.k, in.v, {}, std::nullopt, in.scale, std::nullopt, true, hints),
+               c10::Error);
 }
 
 TEST(Attention, HintsForTheGpuChangeNothingOnTheCpu) {

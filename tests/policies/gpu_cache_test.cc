@@ -100,7 +100,7 @@ TEST_F(OnGpu, EveryPolicyKeepsTheSameKeysAndAttendsAlike) {
     for (const policies::Entry& entry : policies::table()) {
       SCOPED_TRACE(std::string(entry.name) + ", group " + std::to_string(group));
       const policies::PolicyContext context{here, {roles::RoleSet::kGls, 40, 1}, 0, 420, 3};
-      for (const int32_t chunk : {16, 150}) {
+      for (const int32_t chunk : {16, 150, 400}) {  // 400: the whole prompt
         auto policy = policies::make_policy(entry.name, context);
         const int32_t limit = policy->chunk_limit() > 0 ? policy->chunk_limit() : chunk;
         cache::KvCache host(here, std::move(policy));
@@ -108,6 +108,42 @@ TEST_F(OnGpu, EveryPolicyKeepsTheSameKeysAndAttendsAlike) {
         expect_same(host, device, stream, 400, std::min(chunk, limit));
       }
     }
+  }
+}
+
+// A prompt is attended to by other kernels than the rows around it.
+TEST_F(OnGpu, APromptBesideOtherSequencesGivesWhatItGivesAlone) {
+  const cache::Shape here = shape(at::kCPU, 64, 4), there = shape(gpu(), 64, 4);
+  const Stream first = random_stream(here, 60, 1), prompt = random_stream(here, 300, 2),
+               last = random_stream(here, 40, 3);
+  const auto moved = [&](const Stream& stream) { return on_device(stream, there.device); };
+  const Stream first_there = moved(first), prompt_there = moved(prompt), last_there = moved(last);
+  const policies::PolicyContext context{here, {roles::RoleSet::kGls, 40, 1}, 0, 300, 3};
+  for (const char* policy : {"full", "learned", "streaming:sinks=2,window=30"}) {
+    SCOPED_TRACE(policy);
+    cache::KvCache host(here, policies::make_policy(policy, context)),
+        together(there, policies::make_policy(policy, context)),
+        alone(there, policies::make_policy(policy, context));
+    for (cache::KvCache* cache : {&host, &together, &alone}) {
+      for (int32_t slot = 0; slot < 3; ++slot) ASSERT_EQ(cache->add_sequence(), slot);
+    }
+    step(host, {0}, {&first}, {0}, {50});
+    step(together, {0}, {&first_there}, {0}, {50});
+    const auto expected =
+        step(host, {0, 1, 2}, {&first, &prompt, &last}, {50, 0, 0}, {10, 300, 40});
+    const auto got = step(together, {0, 1, 2}, {&first_there, &prompt_there, &last_there},
+                          {50, 0, 0}, {10, 300, 40});
+    const auto by_itself = step(alone, {1}, {&prompt_there}, {0}, {300});
+    for (size_t s = 0; s < expected.size(); ++s) {
+      for (size_t layer = 0; layer < expected[s].size(); ++layer) {
+        EXPECT_LT(worst_difference(expected[s][layer], got[s][layer]), kAllowed)
+            << "sequence " << s << ", layer " << layer;
+      }
+    }
+    for (size_t layer = 0; layer < by_itself[0].size(); ++layer) {
+      EXPECT_EQ(worst_difference(by_itself[0][layer], got[1][layer]), 0) << "layer " << layer;
+    }
+    EXPECT_EQ(host.usage().live_keys, together.usage().live_keys);
   }
 }
 

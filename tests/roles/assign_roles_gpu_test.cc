@@ -171,7 +171,8 @@ void expect_same_as_cpu(const Case& c) {
 
 TEST_F(AssignRolesGpu, AreTheCpusBitForBit) {
   uint32_t seed = 0;
-  for (const int64_t tokens : {1, 2, 3, 7, 8, 31, 33, 255, 256, 257, 511, 512, 513, 1025, 5000}) {
+  for (const int64_t tokens :
+       {1, 2, 3, 7, 8, 31, 33, 255, 256, 257, 511, 512, 513, 1024, 1025, 5000}) {
     for (const RoleSet set : {RoleSet::kGls, RoleSet::kGs, RoleSet::kGl}) {
       for (const int32_t chunk : {1, 4, 7}) {
         expect_same_as_cpu(make_case(++seed, tokens, set, chunk));
@@ -193,6 +194,9 @@ TEST_F(AssignRolesGpu, AreTheCpusOnManyRandomTexts) {
 }
 
 TEST_F(AssignRolesGpu, AreTheCpusOnALongText) {
+  // The longest row of a single launch on Hopper, and one token more.
+  expect_same_as_cpu(make_case(5, 16384, RoleSet::kGls, 1));
+  expect_same_as_cpu(make_case(6, 16385, RoleSet::kGls, 1));
   expect_same_as_cpu(make_case(7, 150000, RoleSet::kGls, 1));
   expect_same_as_cpu(make_case(8, 150000, RoleSet::kGls, 16));
 }

@@ -191,6 +191,21 @@ TEST(HarmonicNumber, NeedsNoTable) {
   }
 }
 
+TEST(HarmonicNumber, AnEstimateIsNearInFewOperations) {
+  std::vector<double> table(1 << 20);
+  write_harmonic(table);
+  constexpr size_t kMean = 256;
+  double errors = 0;
+  for (size_t n = 0; n < table.size(); ++n) {
+    const double error = harmonic_estimate(static_cast<int32_t>(n)) - table[n];
+    ASSERT_NEAR(error, 0, 5e-8) << n;
+    errors += error;
+    if (n % kMean != kMean - 1) continue;
+    ASSERT_NEAR(errors / kMean, 0, 2.5e-8) << n;
+    errors = 0;
+  }
+}
+
 TEST(Lifetimes, AWindowBeyondTheLargestPositionIsForEver) {
   const Options options{.set = RoleSet::kGs, .window = kForever - 5, .chunk = 1};
   const Lifetimes l = lifetimes({kGlobal, kSliding, kSliding, kSliding, kSliding}, 5, options);

@@ -61,6 +61,7 @@ const AttentionBackend kCpuBackend =
     NATSLM_HOST_BACKEND("cpu", kernels::cpu::run, kernels::cpu::run);
 const AttentionBackend kCudaBackend = NATSLM_GPU_BACKEND(cuda);
 const AttentionBackend kSm90Backend = NATSLM_GPU_BACKEND(sm90);
+const AttentionBackend kSm90ShortBackend = NATSLM_GPU_BACKEND(sm90_short);
 
 #undef NATSLM_HOST_BACKEND
 #undef NATSLM_GPU_BACKEND

@@ -28,7 +28,7 @@ struct AttentionBackend {
   void (*backward)(const kernels::AttentionBackward&, CUstream_st*);
 };
 extern const AttentionBackend kReferenceBackend, kPlainBackend, kPlainAgainBackend,
-    kMatrixUnitBackend, kCpuBackend, kCudaBackend, kSm90Backend;
+    kMatrixUnitBackend, kCpuBackend, kCudaBackend, kSm90Backend, kSm90ShortBackend;
 
 // An order of the keys as a KeyOrder wants it, whatever the lifetimes: what lives for ever; then,
 // position by position, what lives longer than all taken before; the rest.

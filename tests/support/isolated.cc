@@ -8,8 +8,11 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <mutex>
+#include <thread>
 
 #include "natslm/base/error.h"
 
@@ -39,7 +42,7 @@ void take_messages(std::string& text, IsolatedResult& result, std::string& doing
   }
 }
 
-[[noreturn]] void child(int file, const std::function<void(Messages&)>& body) {
+void call(int file, const std::function<void(Messages&)>& body) {
   Messages messages(file);
   try {
     body(messages);
@@ -48,7 +51,33 @@ void take_messages(std::string& text, IsolatedResult& result, std::string& doing
   }
   const char ended[2] = {'.', kEnd};
   static_cast<void>(!write(file, ended, sizeof ended));
+}
+
+[[noreturn]] void child(int file, const std::function<void(Messages&)>& body) {
+  call(file, body);
   _exit(0);  // no destructors: a broken device may never answer them
+}
+
+// Without a child, for tools that watch one process: nothing is killed.
+IsolatedResult run_here(const std::function<void(Messages&)>& body) {
+  int ends[2];
+  NATSLM_CHECK(pipe(ends) == 0, "pipe: ", std::strerror(errno));
+  std::thread caller([&] {
+    call(ends[1], body);
+    close(ends[1]);
+  });
+  IsolatedResult result;
+  std::string text, doing = "starting";
+  char buffer[4096];
+  for (ssize_t n; (n = read(ends[0], buffer, sizeof buffer)) != 0;) {
+    if (n < 0) continue;  // interrupted
+    text.append(buffer, static_cast<size_t>(n));
+    take_messages(text, result, doing);
+  }
+  caller.join();
+  close(ends[0]);
+  if (!result.failures.empty()) result.failures.back() += "\n  last at: " + doing;
+  return result;
 }
 
 }  // namespace
@@ -63,16 +92,24 @@ void Messages::send(char kind, const std::string& text) {
 }
 
 IsolatedResult run_isolated(const std::function<void(Messages&)>& body, int patience_s) {
+  if (std::getenv("NATSLM_GPU_ONE_PROCESS")) return run_here(body);
+  // One at a time: a child must not inherit the writing end of another one's pipe, whose parent
+  // would then not see that the other died.
+  static std::mutex forking;
   int ends[2];
-  NATSLM_CHECK(pipe(ends) == 0, "pipe: ", std::strerror(errno));
-  std::fflush(nullptr);
-  const pid_t pid = fork();
-  NATSLM_CHECK(pid >= 0, "fork: ", std::strerror(errno));
-  if (pid == 0) {
-    close(ends[0]);
-    child(ends[1], body);
+  pid_t pid = -1;
+  {
+    const std::lock_guard<std::mutex> lock(forking);
+    NATSLM_CHECK(pipe(ends) == 0, "pipe: ", std::strerror(errno));
+    std::fflush(nullptr);
+    pid = fork();
+    NATSLM_CHECK(pid >= 0, "fork: ", std::strerror(errno));
+    if (pid == 0) {
+      close(ends[0]);
+      child(ends[1], body);
+    }
+    close(ends[1]);
   }
-  close(ends[1]);
 
   IsolatedResult result;
   std::string text, doing = "starting";

@@ -29,7 +29,9 @@ struct IsolatedResult {
   bool ended = false;  // the function returned
 };
 
-// A child that says nothing for `patience_s` seconds is killed. An exception is a failure.
+// A child that says nothing for `patience_s` seconds is killed. An exception is a failure. May be
+// called from several threads at once. With NATSLM_GPU_ONE_PROCESS in the environment everything
+// runs in this process and is never killed: for compute-sanitizer.
 IsolatedResult run_isolated(const std::function<void(Messages&)>& body, int patience_s);
 
 }  // namespace natslm::test

@@ -1112,14 +1112,14 @@ Value attribute(const Value& object, const std::string& name) {
   if (object.dict()) {
     // What Python's dict has as an attribute comes before what it holds.
     if (kDictMethods.contains(name)) return bound(kDictMethods, object, name);
-    const Value* found = object.dict()->find(name);
+    const Value* found = object.dict()->find(std::string_view(name));
     return found ? *found : Value::undefined(name);
   }
   if (object.string()) return bound(kTextMethods, object, name);
   if (object.list()) return bound(kListMethods, object, name);
   if (object.loop()) return loop_member(*object.loop(), object, name);
   if (object.space()) {
-    const Value* found = object.space()->members.find(name);
+    const Value* found = object.space()->members.find(std::string_view(name));
     return found ? *found : Value::undefined(name);
   }
   return Value::undefined(name);

@@ -25,7 +25,7 @@ bool is_printable(uint32_t c) {
 }
 
 void append_escape(uint32_t c, std::string& result) {
-  char escape[12];
+  char escape[16];
   const char* form = c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x";
   std::snprintf(escape, sizeof escape, form, c);
   result += escape;
@@ -57,7 +57,7 @@ void json_string(std::string_view text, bool ascii, std::string& result) {
   result += '"';
   for_each_character(text, [&](const CodePoint& c, std::string_view bytes) {
     const auto unit = [&](uint32_t value) {
-      char escape[8];
+      char escape[16];
       std::snprintf(escape, sizeof escape, "\\u%04x", value);
       result += escape;
     };

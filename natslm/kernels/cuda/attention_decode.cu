@@ -28,9 +28,9 @@ int32_t sequences_per_launch(const AttentionDecode& p) {
   return std::max(1, kMaxLists / p.kv_heads);
 }
 
-// Where the arrays of the workspace begin. Launches follow each other and share all but lse.
+// Where the arrays of the workspace begin. Launches follow each other and share all but row_stats.
 struct Workspace {
-  size_t part_start = 0, part_stats = 0, part_out = 0, lse = 0, bytes = 0;
+  size_t part_start = 0, part_stats = 0, part_out = 0, row_stats = 0, bytes = 0;
 };
 
 Workspace workspace_of(const AttentionDecode& p) {
@@ -46,9 +46,9 @@ Workspace workspace_of(const AttentionDecode& p) {
   Workspace w;
   w.part_stats = aligned(sizeof(int32_t) * std::min(step, p.batch) * p.kv_heads);
   w.part_out = aligned(w.part_stats + sizeof(float2) * most);
-  w.lse = aligned(w.part_out + sizeof(float) * most * p.head_dim);
-  w.bytes = w.lse;
-  if (p.mass && p.lse == nullptr) w.bytes += sizeof(float) * int64_t{p.rows} * p.q_heads;
+  w.row_stats = aligned(w.part_out + sizeof(float) * most * p.head_dim);
+  w.bytes = w.row_stats;
+  if (p.mass) w.bytes += sizeof(float2) * int64_t{p.rows} * p.q_heads;
   return w;
 }
 
@@ -79,12 +79,14 @@ std::vector<DecodePart> decode_parts(const AttentionDecode& p) {
     DecodePart part{};
     part.first_row = p.row_start[begin];
     part.rows = p.row_start[end] - part.first_row;
+    part.launch.few_rows = true;
     if (part.rows == 0 && !p.mass) continue;
     for (int32_t b = begin; b < end; ++b) {
       const int32_t rows = packed_rows(p, b);
       const int32_t pieces = max_pieces(rows, p.max_count);
       part.most_items += int64_t{p.kv_heads} * cut_list(rows, 0).tiles * pieces;
       part.may_be_cut |= pieces > 1;
+      part.launch.few_rows &= rows <= kFewRows;
     }
     DecodeLaunch& l = part.launch;
     l.keys = p.keys + int64_t{begin} * p.kv_heads;
@@ -93,12 +95,11 @@ std::vector<DecodePart> decode_parts(const AttentionDecode& p) {
     l.q = static_cast<const __nv_bfloat16*>(p.q);
     l.out = static_cast<__nv_bfloat16*>(p.out);
     l.lse = p.lse;
-    if (p.mass && p.lse == nullptr) l.lse = reinterpret_cast<float*>(memory + w.lse);
+    if (p.mass) l.row_stats = reinterpret_cast<float2*>(memory + w.row_stats);
     l.lists = (end - begin) * p.kv_heads;
     l.kv_heads = p.kv_heads;
     l.q_heads = p.q_heads;
     l.group = p.q_heads / p.kv_heads;
-    l.scale = p.scale;
     l.scale_log2 = p.scale * kLog2e;
     l.part_start = reinterpret_cast<int32_t*>(memory + w.part_start);
     l.part_stats = reinterpret_cast<float2*>(memory + w.part_stats);
@@ -125,6 +126,9 @@ __global__ void __launch_bounds__(kCombineThreads)
   __shared__ float weight[kFewRowsPieces];
   __shared__ float reduced[2][kCombineThreads / kWarp];
   __shared__ float4 sums[kCombineGroups][kCombineLanes];
+  __shared__ int32_t warp_parts[kCombineThreads / kWarp];
+  // The next kernel may take its places now: it waits for this one's end before it reads anything.
+  allow_next_kernel();
   const int thread = static_cast<int>(threadIdx.x);
   const int32_t row = first_row + static_cast<int32_t>(blockIdx.x) / l.q_heads;
   const int32_t head = static_cast<int32_t>(blockIdx.x) % l.q_heads;
@@ -139,11 +143,40 @@ __global__ void __launch_bounds__(kCombineThreads)
   const int32_t start = l.row_start[b];
   const int32_t rows = (l.row_start[b + 1] - start) * l.group;
   const int32_t pieces = cut_list(rows, l.keys[list].count).pieces;
+  // Where the list's partial results begin. A few lists are summed up here, while the kernel before
+  // still runs; a load after the wait would be one more that all others wait for.
+  const bool few_lists = l.lists <= kCombineThreads;
+  int32_t part_start = 0;
+  if (few_lists) {
+    if (thread < list) {
+      const int32_t its_rows = packed_rows_of(l, thread);
+      part_start = partial_rows(its_rows, cut_list(its_rows, l.keys[thread].count));
+    }
+    part_start = __reduce_add_sync(~0u, part_start);
+    if (lane_id() == 0) warp_parts[thread / kWarp] = part_start;
+    __syncthreads();
+    part_start = 0;
+    for (int w = 0; w < kCombineThreads / kWarp; ++w) part_start += warp_parts[w];
+  }
   // Before any block ends: what follows in the stream waits for this kernel alone.
   wait_for_previous_kernel();
   if (pieces == 1) return;
 
-  const int64_t part = int64_t{l.part_start[list]} + (row - start) * l.group + head % l.group;
+  if (!few_lists) part_start = l.part_start[list];
+  const int64_t part = int64_t{part_start} + (row - start) * l.group + head % l.group;
+  const int lane = thread % kCombineLanes, group = thread / kCombineLanes;
+  const int32_t channel = static_cast<int32_t>(blockIdx.y) * kCombineChannels + 4 * lane;
+  const auto channels_of = [&](int32_t piece) {
+    return *reinterpret_cast<const float4*>(l.part_out + (part + int64_t{piece} * rows) * head_dim +
+                                            channel);
+  };
+  // On their way before the weights are known: both come after the same wait.
+  constexpr int kAhead = 4;
+  float4 ahead[kAhead] = {};
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (group + i * kCombineGroups < pieces) ahead[i] = channels_of(group + i * kCombineGroups);
+  }
   float highest = -INFINITY;
   for (int32_t p = thread; p < pieces; p += kCombineThreads) {
     highest = fmaxf(highest, l.part_stats[part + int64_t{p} * rows].x);
@@ -167,18 +200,21 @@ __global__ void __launch_bounds__(kCombineThreads)
   total = 0.0f;
   for (int w = 0; w < kCombineThreads / kWarp; ++w) total += reduced[1][w];
 
-  const int lane = thread % kCombineLanes, group = thread / kCombineLanes;
-  const int32_t channel = static_cast<int32_t>(blockIdx.y) * kCombineChannels + 4 * lane;
   float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-  for (int32_t p = group; p < pieces; p += kCombineGroups) {
-    const float4 x = *reinterpret_cast<const float4*>(
-        l.part_out + (part + int64_t{p} * rows) * head_dim + channel);
-    const float w = weight[p];
+  const auto add = [&](int32_t piece, const float4& x) {
+    const float w = weight[piece];
     sum.x += w * x.x;
     sum.y += w * x.y;
     sum.z += w * x.z;
     sum.w += w * x.w;
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (group + i * kCombineGroups < pieces) add(group + i * kCombineGroups, ahead[i]);
+  }
+#pragma unroll 4
+  for (int32_t p = group + kAhead * kCombineGroups; p < pieces; p += kCombineGroups) {
+    add(p, channels_of(p));
   }
   sums[group][lane] = sum;
   __syncthreads();
@@ -196,9 +232,7 @@ __global__ void __launch_bounds__(kCombineThreads)
                           pack(sum.z * factor, sum.w * factor)};
     *reinterpret_cast<uint2*>(l.out + vector * head_dim + channel) = packed;
   }
-  if (l.lse != nullptr && blockIdx.y == 0 && thread == 0) {
-    l.lse[vector] = log_sum(highest, total);
-  }
+  if (blockIdx.y == 0 && thread == 0) store_row_stats(l, vector, highest, total);
 }
 
 // --- mass ---
@@ -251,7 +285,7 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
     float score[2][4] = {};
     const uint32_t* from[2];
     int32_t at[2];
-    float lse[2];
+    float highest[2], inverse[2];
     bool exists[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -261,7 +295,9 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
       const int64_t vector = vector_of(l, item, row);
       from[half] = reinterpret_cast<const uint32_t*>(l.q + vector * kHeadDim + 2 * quad);
       at[half] = l.row_position[item.row_start + row / l.group];
-      lse[half] = l.lse[vector];
+      const float2 stats = l.row_stats[vector];
+      highest[half] = stats.x;
+      inverse[half] = inverse_of(stats.y);
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -276,8 +312,10 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
       for (int e = 0; e < 4; ++e) {
         const int half = e / 2;
         if (exists[half] && visible(at[half], position[tile][e % 2], last[tile][e % 2])) {
-          // The difference in natural units, so that what is rounded is small where mass is not.
-          mass[tile][e % 2] += exp2_fast(fmaf(score[tile][e], l.scale, -lse[half]) * kLog2e);
+          // The very numbers that the total is the sum of: a score is rounded as it was there, not
+          // fused into the difference. A row that sees one key gives it 1 and no less.
+          const float s = __fmul_rn(score[tile][e], l.scale_log2);
+          mass[tile][e % 2] += exp2_fast(s - highest[half]) * inverse[half];
         }
       }
     }

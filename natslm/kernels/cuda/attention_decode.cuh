@@ -33,11 +33,13 @@ struct DecodeLaunch {
   const __nv_bfloat16* q;       // [rows, q_heads, D]
   __nv_bfloat16* out;           // likewise
   float* lse;                   // [rows, q_heads] or null
+  float2* row_stats;            // [rows, q_heads] or null, as part_stats but over all keys
   int32_t lists, kv_heads, q_heads, group;
-  float scale, scale_log2;  // scale * log2(e)
-  int32_t* part_start;      // [lists]: first partial row of each list
-  float2* part_stats;       // [partial rows]: highest score and sum of exp2(score - highest)
-  float* part_out;          // [partial rows, D]: sum of exp2(score - highest) * value
+  float scale_log2;     // scale * log2(e)
+  bool few_rows;        // no sequence has more than kFewRows packed rows: a page is read once
+  int32_t* part_start;  // [lists]: first partial row of each list
+  float2* part_stats;   // [partial rows]: highest score and sum of exp2(score - highest)
+  float* part_out;      // [partial rows, D]: sum of exp2(score - highest) * value
 };
 
 // The launches that do p, one after the other, over one workspace; mostly one.
@@ -55,7 +57,7 @@ std::string_view why_not_gpu(const AttentionDecode& p);
 // Puts the pieces together: out and lse of every row whose list was cut. `overlap`: it may be
 // launched while the kernel ahead of it still runs (it waits for that one's end itself).
 void launch_combine(const DecodePart& part, int32_t head_dim, bool overlap, CUstream_st* stream);
-// Fills the mass of every list that has one, from lse.
+// Fills the mass of every list that has one, from row_stats.
 void launch_mass(const DecodePart& part, int32_t head_dim, int32_t max_count, CUstream_st* stream);
 
 // --- one instruction, one function ---
@@ -197,33 +199,91 @@ struct Item {
   __device__ bool few() const { return packed_rows <= kFewRows; }
 };
 
+// Item `within` of those of list `list`.
+__device__ inline Item item_of(const DecodeLaunch& l, int32_t list, int32_t part_start,
+                               const CachedKeys& keys, int32_t row_start, int32_t packed_rows,
+                               int32_t within) {
+  Item item;
+  item.list = list;
+  item.part_start = part_start;
+  item.pages = keys.pages;
+  item.last = keys.last;
+  item.count = keys.count;
+  item.row_start = row_start;
+  item.packed_rows = packed_rows;
+  const ListCut cut = cut_list(packed_rows, item.count);
+  // Tiles of a piece are neighbours: they read the same pages at about the same time.
+  item.piece = item.few() ? within : within / cut.tiles;
+  item.pieces = cut.pieces;
+  item.first_row = item.few() ? 0 : within % cut.tiles * kManyRows;
+  item.page = item.piece * cut.piece_pages;
+  const int32_t end = item.page + cut.piece_pages, pages = pages_of(item.count);
+  item.page_end = end < pages ? end : pages;
+  return item;
+}
+
 __device__ inline Item item_at(const DecodeLaunch& l, const ItemTable& table, int32_t index) {
   int32_t low = 0, high = l.lists;  // start[low] <= index < start[high]
   while (high - low > 1) {
     const int32_t middle = (low + high) / 2;
     (table.start[middle] <= index ? low : high) = middle;
   }
-  Item item;
-  item.list = low;
-  item.part_start = table.part_start[low];
-  const CachedKeys& keys = l.keys[low];
-  item.pages = keys.pages;
-  item.last = keys.last;
-  item.count = keys.count;
-  const int32_t b = low / l.kv_heads;
-  item.row_start = l.row_start[b];
-  item.packed_rows = (l.row_start[b + 1] - item.row_start) * l.group;
-  const ListCut cut = cut_list(item.packed_rows, item.count);
-  // Tiles of a piece are neighbours: they read the same pages at about the same time.
-  const int32_t within = index - table.start[low];
-  item.piece = within / cut.tiles;
-  item.pieces = cut.pieces;
-  item.first_row = within % cut.tiles * kManyRows;
-  item.page = item.piece * cut.piece_pages;
-  const int32_t end = item.page + cut.piece_pages, pages = pages_of(item.count);
-  item.page_end = end < pages ? end : pages;
-  return item;
+  return item_of(l, low, table.part_start[low], l.keys[low], l.row_start[low / l.kv_heads],
+                 packed_rows_of(l, low), index - table.start[low]);
 }
+
+// The same in the registers of one warp, for no more lists than it has lanes: one load of each list
+// and nothing to wait for but that. Whole warps call all of it.
+struct WarpItems {
+  CachedKeys keys;
+  int32_t row_start = 0, packed_rows = 0;
+  int32_t start = 0, part_start = 0;  // as in ItemTable
+  int32_t items = 0;                  // of all lists
+
+  __device__ explicit WarpItems(const DecodeLaunch& l) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    int32_t parts = 0;
+    if (lane < l.lists) {
+      keys = l.keys[lane];
+      const int32_t b = lane / l.kv_heads;
+      row_start = l.row_start[b];
+      packed_rows = (l.row_start[b + 1] - row_start) * l.group;
+      const ListCut cut = cut_list(packed_rows, keys.count);
+      items = cut.items();
+      parts = partial_rows(packed_rows, cut);
+    }
+    int32_t items_to = items, parts_to = parts;  // inclusive sums
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int32_t i = __shfl_up_sync(~0u, items_to, step);
+      const int32_t p = __shfl_up_sync(~0u, parts_to, step);
+      if (lane >= step) {
+        items_to += i;
+        parts_to += p;
+      }
+    }
+    start = items_to - items;
+    part_start = parts_to - parts;
+    items = __shfl_sync(~0u, items_to, kWarp - 1);
+  }
+
+  // index < items
+  __device__ Item at(const DecodeLaunch& l, int32_t index) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    // The last list that begins at or before the item: those without items begin where the next
+    // does.
+    const unsigned before = __ballot_sync(~0u, lane < l.lists && start <= index);
+    const int list = kWarp - 1 - __clz(static_cast<int>(before));
+    const auto of_list = [&](auto x) { return __shfl_sync(~0u, x, list); };
+    CachedKeys its;
+    its.pages = reinterpret_cast<const void* const*>(
+        of_list(reinterpret_cast<unsigned long long>(keys.pages)));
+    its.last =
+        reinterpret_cast<const int32_t*>(of_list(reinterpret_cast<unsigned long long>(keys.last)));
+    its.count = of_list(keys.count);
+    return item_of(l, list, of_list(part_start), its, of_list(row_start), of_list(packed_rows),
+                   index - of_list(start));
+  }
+};
 
 // Element offset of a packed row's vector in q and out; the same / D in lse.
 __device__ inline int64_t vector_of(const DecodeLaunch& l, const Item& item, int32_t packed) {
@@ -442,6 +502,13 @@ __device__ inline float log_sum(float highest, float total) {
   return highest == -INFINITY && total == 0.0f ? -INFINITY : highest * kLn2 + logf(total);
 }
 
+// Of a row of q: over all of its keys.
+__device__ inline void store_row_stats(const DecodeLaunch& l, int64_t vector, float highest,
+                                       float total) {
+  if (l.lse != nullptr) l.lse[vector] = log_sum(highest, total);
+  if (l.row_stats != nullptr) l.row_stats[vector] = make_float2(highest, total);
+}
+
 // Where a warp's few rows meet those of the other warps.
 template <int kHeadDim>
 struct MergeBuffer {
@@ -464,8 +531,8 @@ struct RowTarget {
   __device__ void store_stats(const DecodeLaunch& l, float highest, float total) const {
     if (part >= 0) {
       l.part_stats[part] = make_float2(highest, total);
-    } else if (l.lse != nullptr) {
-      l.lse[vector] = log_sum(highest, total);
+    } else {
+      store_row_stats(l, vector, highest, total);
     }
   }
   // Two channels, not divided by the total yet; `factor` is its inverse.

@@ -23,8 +23,11 @@ inline constexpr int32_t kManyRows = 64;
 inline constexpr int32_t kFewRowsPieces = 256;
 inline constexpr int32_t kManyRowsPieces = 64;
 
-// Pages of the smallest pieces.
+// Pages of the smallest pieces. A short list is cut finer: with few lists there would be less than
+// a piece for every block, and what is read is too little to pay for more partial results.
 inline constexpr int32_t kFewRowsPages = 4;
+inline constexpr int32_t kShortListPages = 2;
+inline constexpr int32_t kShortList = 64;  // pages
 inline constexpr int32_t kManyRowsPages = 16;
 
 NATSLM_HD constexpr int32_t pages_of(int32_t keys) {
@@ -43,16 +46,16 @@ struct ListCut {
 
 NATSLM_HD constexpr ListCut cut_list(int32_t packed_rows, int32_t count) {
   ListCut cut;
+  const int32_t pages = pages_of(count);
   if (packed_rows <= kFewRows) {
     cut.tiles = packed_rows > 0;
-    cut.piece_pages = kFewRowsPages;
+    cut.piece_pages = pages <= kShortList ? kShortListPages : kFewRowsPages;
     cut.most_pieces = kFewRowsPieces;
   } else {
     cut.tiles = (packed_rows - 1) / kManyRows + 1;
     cut.piece_pages = kManyRowsPages;
     if (cut.tiles < kManyRowsPieces) cut.most_pieces = kManyRowsPieces / cut.tiles;
   }
-  const int32_t pages = pages_of(count);
   while (int64_t{cut.piece_pages} * cut.most_pieces < pages) cut.piece_pages *= 2;
   if (pages > cut.piece_pages) cut.pieces = (pages - 1) / cut.piece_pages + 1;
   return cut;
@@ -65,12 +68,16 @@ NATSLM_HD constexpr int32_t partial_rows(int32_t packed_rows, const ListCut& cut
   return cut.pieces > 1 ? cut.pieces * packed_rows : 0;
 }
 
-// Most pieces that a list of up to `max_count` keys has: once pieces have doubled in size, a
-// shorter list may have more of them.
+// Most pieces that a list of up to `max_count` keys has: where pieces grow, a shorter list may have
+// more of them.
 NATSLM_HD constexpr int32_t max_pieces(int32_t packed_rows, int32_t max_count) {
   const ListCut cut = cut_list(packed_rows, max_count);
-  const int32_t smallest = packed_rows <= kFewRows ? kFewRowsPages : kManyRowsPages;
-  return cut.piece_pages > smallest ? cut.most_pieces : cut.pieces;
+  if (packed_rows > kFewRows) {
+    return cut.piece_pages > kManyRowsPages ? cut.most_pieces : cut.pieces;
+  }
+  if (cut.piece_pages > kFewRowsPages) return cut.most_pieces;
+  constexpr int32_t kOfShort = kShortList / kShortListPages;
+  return cut.piece_pages == kFewRowsPages && cut.pieces < kOfShort ? kOfShort : cut.pieces;
 }
 
 NATSLM_HD constexpr int64_t max_partial_rows(int32_t packed_rows, int32_t max_count) {

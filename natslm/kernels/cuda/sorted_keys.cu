@@ -3,12 +3,15 @@
 //   sorted:    gather (K, V, position, last; clears the counts) -> find_all_runs -> order_work
 //   position:  bound_key_tiles (clears the counts) -> count_live_tiles -> order_work
 //
+// Each begins while the one before it ends (dependent_launch.cuh).
+//
 // Counts are added up with integer atomics, whose order changes no sum: every run is bit for bit
 // the same.
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/base/lifetime.h"
 #include "natslm/kernels/cuda/carver.h"
 #include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/cuda/dependent_launch.cuh"
 #include "natslm/kernels/cuda/key_runs.h"
 #include "natslm/kernels/cuda/sorted_keys.h"
 
@@ -33,6 +36,7 @@ SortedKeys take_sorted_keys(Carver& carver, const PlanShape& shape) {
   to.last = carver.take<int32_t>(keys);
   to.runs = carver.take<KeyRun>(shape.work_items() * KeyOrder::kSegments);
   to.work = carver.take<int32_t>(shape.work_items());
+  to.next_item = carver.take<int32_t>(1);
   to.scratch = take_scratch(carver, shape);
   return to;
 }
@@ -47,6 +51,7 @@ PositionBounds take_position_bounds(Carver& carver, const PlanShape& shape) {
   to.min_last = carver.take<int32_t>(tiles);
   to.max_last = carver.take<int32_t>(tiles);
   to.work = carver.take<int32_t>(shape.work_items());
+  to.next_item = carver.take<int32_t>(1);
   to.scratch = take_scratch(carver, shape);
   return to;
 }
@@ -64,7 +69,8 @@ __device__ TileQueries queries_of(const PlanShape& shape, int32_t tile, int32_t 
   return {first, min(first + shape.tile_queries, length) - 1};
 }
 
-__device__ void clear_counts(const WorkScratch& scratch, int32_t chunks) {
+__device__ void clear_counts(const WorkScratch& scratch, int32_t* next_item, int32_t chunks) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *next_item = 0;
   const int32_t stride = gridDim.x * blockDim.x;
   for (int32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < chunks * kWorkBuckets; i += stride) {
     scratch.counts[i] = 0;
@@ -94,7 +100,8 @@ struct GatherTile {
 template <int kHeadDim>
 __global__ void __launch_bounds__(kGatherThreads) gather(const Gather p) {
   using Tile = GatherTile<kHeadDim>;
-  clear_counts(p.to.scratch, p.chunks);
+  admit_launch_behind();
+  clear_counts(p.to.scratch, p.to.next_item, p.chunks);
   const int32_t tokens = p.shape.tokens;
   const int32_t parts = (tokens + Tile::kRows - 1) / Tile::kRows;
   const int32_t row = blockIdx.x / parts, first = (blockIdx.x % parts) * Tile::kRows;
@@ -154,6 +161,8 @@ static_assert(KeyOrder::kSegments * kRunBounds <= kRunLanes);
 static_assert(kWorkSlice % kRunTiles == 0, "a block's tiles must lie in one chunk of work items");
 
 __global__ void __launch_bounds__(kRunThreads) find_all_runs(const FindRuns p) {
+  admit_launch_behind();
+  await_launch_before();
   __shared__ int32_t bucket_of[kRunTiles];
   const int lane = threadIdx.x % kRunLanes;
   const int segment = lane / kRunBounds, bound = lane % kRunBounds;
@@ -212,7 +221,8 @@ constexpr int kBoundThreads = 256;
 
 // A warp a key tile.
 __global__ void __launch_bounds__(kBoundThreads) bound_key_tiles(const BoundKeys p) {
-  clear_counts(p.to.scratch, p.chunks);
+  admit_launch_behind();
+  clear_counts(p.to.scratch, p.to.next_item, p.chunks);
   const int32_t tiles = bound_tiles(p.shape.tokens), rows = p.shape.batch * p.shape.kv_heads;
   const int64_t number = (int64_t{blockIdx.x} * kBoundThreads + threadIdx.x) / kWarp;
   if (number >= int64_t{rows} * tiles) return;
@@ -246,6 +256,8 @@ struct CountTiles {
 
 // A warp a query tile.
 __global__ void __launch_bounds__(kBoundThreads) count_live_tiles(const CountTiles p) {
+  admit_launch_behind();
+  await_launch_before();
   const int64_t number = (int64_t{blockIdx.x} * kBoundThreads + threadIdx.x) / kWarp;
   if (number >= p.items) return;
   const auto item = static_cast<int32_t>(number);
@@ -313,9 +325,11 @@ __global__ void __launch_bounds__(kOrderThreads)
   __shared__ __align__(16) uint32_t next[kWorkWarps][kWorkBuckets];  // next free place
   __shared__ uint32_t warp_total[kWorkWarps];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  admit_launch_behind();
   for (int i = threadIdx.x; i < kWorkWarps * kWorkBuckets / 4; i += kOrderThreads) {
     reinterpret_cast<uint4*>(next)[i] = make_uint4(0, 0, 0, 0);
   }
+  await_launch_before();
   __syncthreads();
 
   const int32_t slice = chunks.items / kWorkWarps;
@@ -391,9 +405,8 @@ void launch_gather(const Gather& p, CUstream_st* stream) {
 void launch_order_work(const WorkScratch& scratch, int64_t items, int32_t* work,
                        CUstream_st* stream) {
   const WorkChunks chunks = work_chunks(items);
-  order_work<<<chunks.chunks, kOrderThreads, 0, stream>>>(scratch, chunks,
-                                                          static_cast<int32_t>(items), work);
-  NATSLM_CUDA(cudaGetLastError());
+  launch_dependent(order_work, chunks.chunks, kOrderThreads, 0, stream, scratch, chunks,
+                   static_cast<int32_t>(items), work);
 }
 
 }  // namespace
@@ -440,9 +453,9 @@ void launch_sort_keys(const PlanShape& shape, const void* k, Strides k_stride, c
                     to,
                     chunks.chunks};
   shape.head_dim == 64 ? launch_gather<64>(p, stream) : launch_gather<128>(p, stream);
-  find_all_runs<<<blocks_for(items, kRunTiles), kRunThreads, 0, stream>>>(
-      {shape, lengths, order.ends, order.reach, to, static_cast<int32_t>(items), chunks.items});
-  NATSLM_CUDA(cudaGetLastError());
+  const FindRuns runs = {
+      shape, lengths, order.ends, order.reach, to, static_cast<int32_t>(items), chunks.items};
+  launch_dependent(find_all_runs, blocks_for(items, kRunTiles), kRunThreads, 0, stream, runs);
   launch_order_work(to.scratch, items, to.work, stream);
 }
 
@@ -456,9 +469,9 @@ void launch_position_bounds(const PlanShape& shape, const int32_t* last, const i
   bound_key_tiles<<<blocks_for(key_tiles * kWarp, kBoundThreads), kBoundThreads, 0, stream>>>(
       {shape, last, lengths, to, chunks.chunks});
   NATSLM_CUDA(cudaGetLastError());
-  count_live_tiles<<<blocks_for(items * kWarp, kBoundThreads), kBoundThreads, 0, stream>>>(
-      {shape, lengths, to, static_cast<int32_t>(items), chunks.items});
-  NATSLM_CUDA(cudaGetLastError());
+  const CountTiles count = {shape, lengths, to, static_cast<int32_t>(items), chunks.items};
+  launch_dependent(count_live_tiles, blocks_for(items * kWarp, kBoundThreads), kBoundThreads, 0,
+                   stream, count);
   launch_order_work(to.scratch, items, to.work, stream);
 }
 

@@ -39,17 +39,20 @@ struct WorkScratch {
 struct SortedKeys {
   void* k;  // [B, Hkv, T, D] bfloat16 contiguous, row s = the key at place s of the order;
   void* v;  // likewise; rows past a length are 0
-  int32_t* position;  // [B, Hkv, T] of the key at place s; kMaxPosition past a length
-  int32_t* last;      // [B, Hkv, T] likewise; -1 past a length
-  KeyRun* runs;       // [B, Hkv, tiles, KeyOrder::kSegments]; empty (all 0) past a length
-  int32_t* work;      // [work_items] (b * Hkv + h) * tiles + tile, most keys first (in
-                      // buckets, key_runs.h); ties by number
+  int32_t* position;   // [B, Hkv, T] of the key at place s; kMaxPosition past a length
+  int32_t* last;       // [B, Hkv, T] likewise; -1 past a length
+  KeyRun* runs;        // [B, Hkv, tiles, KeyOrder::kSegments]; empty (all 0) past a length
+  int32_t* work;       // [work_items] (b * Hkv + h) * tiles + tile, most keys first (in
+                       // buckets, key_runs.h); ties by number
+  int32_t* next_item;  // 0: for the kernel that hands out the work
   WorkScratch scratch;
 };
 size_t sorted_keys_bytes(const PlanShape& shape);
 // Places the views at the start of `workspace` (256-byte aligned).
 SortedKeys sorted_keys_in(void* workspace, const PlanShape& shape);
 // Fills them. k and v with their strides, last, lengths (or null) and order as in the contracts.
+// Three launches, of which the first is plain and the last lets one more begin before it has ended
+// (dependent_launch.cuh); as has launch_position_bounds.
 void launch_sort_keys(const PlanShape& shape, const void* k, Strides k_stride, const void* v,
                       Strides v_stride, const int32_t* last, const int32_t* lengths,
                       const KeyOrder& order, const SortedKeys& to, CUstream_st* stream);
@@ -57,9 +60,10 @@ void launch_sort_keys(const PlanShape& shape, const void* k, Strides k_stride, c
 // Position order: key tiles of kBoundKeys keys.
 inline constexpr int32_t kBoundKeys = 64;
 struct PositionBounds {
-  int32_t* min_last;  // [B, Hkv, ceil(T / kBoundKeys)] over the keys of a tile below the length;
-  int32_t* max_last;  // likewise; an empty tile has min_last = kForever, max_last = -1
-  int32_t* work;      // [work_items] as above, by the number of key tiles that are not dead
+  int32_t* min_last;   // [B, Hkv, ceil(T / kBoundKeys)] over the keys of a tile below the length;
+  int32_t* max_last;   // likewise; an empty tile has min_last = kForever, max_last = -1
+  int32_t* work;       // [work_items] as above, by the number of key tiles that are not dead
+  int32_t* next_item;  // as above
   WorkScratch scratch;
 };
 size_t position_bounds_bytes(const PlanShape& shape);

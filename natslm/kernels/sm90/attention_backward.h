@@ -35,9 +35,13 @@ struct RowTermsArguments {
   const int32_t* lengths;  // [B] or null
   float* terms;            // [B * Hq] rows of row_terms_stride(T)
   float* role_terms;       // likewise, with role_lse; null where that is null
+  int32_t* counters;       // [kCounters] are set to 0 for the launches that follow
   int32_t batch, q_heads, tokens, head_dim;
 };
-void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream);
+// Items that have been handed out, of each launch that hands out items.
+enum Counter : int32_t { kKeyGradientItems, kRoleSumItems, kQueryGradientItems, kCounters };
+// Behind the launch before it, if there is one (cuda/dependent_launch.cuh).
+void launch_row_terms(const RowTermsArguments& arguments, bool behind, CUstream_st* stream);
 
 // Of the key gradient and the role sums. "Place" as in ForwardArguments.
 struct KeyParallelArguments {

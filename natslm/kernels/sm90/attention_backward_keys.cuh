@@ -15,6 +15,7 @@ namespace natslm::kernels::sm90 {
 template <int kHeadDim_, bool kRoleSums_>
 struct KeyGradientConfig {
   static_assert(!kRoleSums_ || brings_role_sums(kHeadDim_));
+  using Arguments = KeyParallelArguments;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kRoleSums = kRoleSums_;
   static constexpr bool kKeysByStage = false;
@@ -23,6 +24,8 @@ struct KeyGradientConfig {
   // dS.
   static constexpr int kConsumers = 2;
   static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
+  // Head size 64 has room for the keys of the next block, which are then there when it begins.
+  static constexpr int kKeyBuffers = kHeadDim == 64 ? 2 : 1;
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
   // Head size 128 takes all that its consumers can have; the producer then spills a few numbers,
   // once a block of keys.
@@ -33,48 +36,16 @@ struct KeyGradientConfig {
 
   using KeyTiles = __nv_bfloat16[kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns];
   struct alignas(kSwizzleBytes) Shared {
-    KeyTiles k, v;
+    KeyTiles k[kKeyBuffers], v[kKeyBuffers];
     QueryStage<kHeadDim> stage[kStages];
     alignas(128) TileTerms terms[kStages];
     KeyTable<kConsumers> table[kTables];
     uint64_t full[kStages], empty[kStages];
     uint64_t full_table[kTables], empty_table[kTables];
-    uint64_t full_keys, empty_keys;
+    uint64_t full_keys[kKeyBuffers], empty_keys[kKeyBuffers];
   };
   static_assert(sizeof(Shared) <= 227 * 1024, "what a block can have on compute capability 9.0");
 };
-
-// pairs = rows * columns^T over the channels: rows the warpgroup's [64][D], columns a tile's; one
-// group of multiplications.
-template <int kHeadDim>
-__device__ inline void start_pairs(PairRegisters& pairs, uint64_t rows, uint64_t columns) {
-  constexpr uint32_t kHalfBytes = sizeof(QueryStage<kHeadDim>::q[0]);
-  static_assert(kWarpgroupKeys == kTileQueries, "halves of both are as large");
-  wgmma_begin();
-#pragma unroll
-  for (int step = 0; step < kHeadDim / 16; ++step) {
-    const uint32_t offset = step / 4 * kHalfBytes + step % 4 * 32;
-    wgmma_m64n64k16(pairs, advance(rows, offset), advance(columns, offset), step > 0);
-  }
-  wgmma_commit();
-}
-
-// gradient += weights * rows of a tile; one group of multiplications.
-template <int kHeadDim>
-__device__ inline void add_rows(float (&gradient)[kHeadDim / 2],
-                                const uint32_t (&weights)[kPairsOfThread / 2], uint64_t rows) {
-  wgmma_begin();
-#pragma unroll
-  for (int step = 0; step < kTileQueries / 16; ++step) {
-    const uint64_t from = advance(rows, step * 16 * kSwizzleColumns * 2);
-    if constexpr (kHeadDim == 64) {
-      wgmma_m64n64k16(gradient, weights + 4 * step, from);
-    } else {
-      wgmma_m64n128k16(gradient, weights + 4 * step, from);
-    }
-  }
-  wgmma_commit();
-}
 
 template <class Config>
 struct KeyGradientConsumer {
@@ -87,8 +58,7 @@ struct KeyGradientConsumer {
   Shared& shared;
   const int32_t warpgroup;
   QueryWalk<Config::kStages> walk;
-  RingPosition<kTables> table_ring;
-  uint32_t keys_parity = 0;
+  RingPosition<Config::kKeyBuffers> key_ring;
   RoleSums sums;
 
   __device__ KeyGradientConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
@@ -148,23 +118,51 @@ struct KeyGradientConsumer {
   }
 
   __device__ void start_scores(PairRegisters& pairs, const Now& now) {
-    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.k[warpgroup][0]),
+    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.k[key_ring.stage][warpgroup][0]),
                           matrix_descriptor(shared.stage[now.stage].q[0]));
   }
   __device__ void start_differences(PairRegisters& pairs, const Now& now) {
-    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.v[warpgroup][0]),
+    start_pairs<kHeadDim>(pairs, matrix_descriptor(shared.v[key_ring.stage][warpgroup][0]),
                           matrix_descriptor(shared.stage[now.stage].dout[0]));
+  }
+
+  // How the thread's two keys stand to a tile of queries: where no key's life begins or ends inside
+  // the tile, for any key of the warp, all pairs of a key are seen or none.
+  struct Reading {
+    bool mixed;        // for some key of the warp
+    uint32_t seen[2];  // all bits or none; unless mixed
+  };
+  __device__ Reading reading_of(const Table& table, int32_t q0) const {
+    Reading reading{};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int32_t key = first_key_of_thread() + 8 * row;
+      const int32_t position = table.position[key], last = table.last[key];
+      const Tile one = classify(q0, q0 + kTileQueries - 1, position, position, last, last);
+      reading.mixed |= one == Tile::kPartial;
+      reading.seen[row] = one == Tile::kFull ? ~0u : 0;
+    }
+    reading.mixed = __any_sync(~0u, reading.mixed);
+    return reading;
   }
 
   // Pairs that are not visible become 0. (A product with 0 would not do: a hidden pair's factor may
   // be infinite.)
-  __device__ void hide(PairRegisters& pairs, const Table& table, int32_t q0) const {
-    for_hidden(table, q0, [&](int i) { pairs[i] = 0; });
+  __device__ void hide(PairRegisters& pairs, const Reading& reading, const Table& table,
+                       int32_t q0) const {
+    if (reading.mixed) return for_hidden(table, q0, [&](int i) { pairs[i] = 0; });
+#pragma unroll
+    for (int i = 0; i < kPairsOfThread; ++i) pairs[i] = reading.seen[i / 2 % 2] ? pairs[i] : 0;
   }
   // The same of pairs that are rounded, two in a register.
-  __device__ void hide(uint32_t (&rounded)[kPairsOfThread / 2], const Table& table,
-                       int32_t q0) const {
-    for_hidden(table, q0, [&](int i) { rounded[i / 2] &= i % 2 == 0 ? 0xffff0000u : 0xffffu; });
+  __device__ void hide(uint32_t (&rounded)[kPairsOfThread / 2], const Reading& reading,
+                       const Table& table, int32_t q0) const {
+    if (reading.mixed) {
+      return for_hidden(table, q0,
+                        [&](int i) { rounded[i / 2] &= i % 2 == 0 ? 0xffff0000u : 0xffffu; });
+    }
+#pragma unroll
+    for (int i = 0; i < kPairsOfThread / 2; ++i) rounded[i] &= reading.seen[i % 2];
   }
   template <class Body>
   __device__ void for_hidden(const Table& table, int32_t q0, const Body& body) const {
@@ -183,19 +181,11 @@ struct KeyGradientConsumer {
     }
   }
 
-  __device__ static void round_pairs(uint32_t (&to)[kPairsOfThread / 2],
-                                     const PairRegisters& from) {
-#pragma unroll
-    for (int i = 0; i < kPairsOfThread / 2; ++i) {
-      to[i] = pack_bfloat16(from[2 * i], from[2 * i + 1]);
-    }
-  }
-
   __device__ void gather(const Table& table, Gradient& dk, Gradient& dv) {
     Now now;
     int32_t before = -1;  // stage of the tile before, whose products may not be finished
     if (!next_tile(table, now, before)) {
-      hand_back(shared.empty_keys);
+      hand_back(shared.empty_keys[key_ring.stage]);
       return;
     }
     PairRegisters factor, difference;
@@ -205,6 +195,7 @@ struct KeyGradientConsumer {
     start_scores(factor, now);
     for (;;) {
       const bool test = now.visibility == Tile::kPartial;
+      const Reading reading = test ? reading_of(table, now.q0) : Reading{};
       const TileTerms& terms = shared.terms[now.stage];
       wgmma_wait<1>();  // all but the scores: weights and products before are free
       if (before >= 0) hand_back(shared.empty[before]);
@@ -217,14 +208,13 @@ struct KeyGradientConsumer {
       if (Config::kRoleSums) {
         // Role sums want the factors of hidden pairs, too.
         round_pairs(weights, factor);
-        if (test) hide(weights, table, now.q0);
+        if (test) hide(weights, reading, table, now.q0);
       } else {
-        if (test) hide(factor, table, now.q0);
+        if (test) hide(factor, reading, table, now.q0);
         round_pairs(weights, factor);
       }
       fence_registers(weights);
-      add_rows<kHeadDim>(
-          dv, weights, matrix_descriptor(shared.stage[now.stage].dout[0], sizeof(shared.k[0][0])));
+      add_rows<kHeadDim>(dv, weights, channel_descriptor(shared.stage[now.stage].dout));
 
       wgmma_wait<1>();  // the differences
       fence_registers(difference);
@@ -235,45 +225,29 @@ struct KeyGradientConsumer {
       }
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) difference[i] *= factor[i];
-      if (Config::kRoleSums && test) hide(difference, table, now.q0);
       round_pairs(products, difference);
+      if (Config::kRoleSums && test) hide(products, reading, table, now.q0);
       fence_registers(products);
-      add_rows<kHeadDim>(dk, products,
-                         matrix_descriptor(shared.stage[now.stage].q[0], sizeof(shared.k[0][0])));
+      add_rows<kHeadDim>(dk, products, channel_descriptor(shared.stage[now.stage].q));
 
       before = now.stage;
       if (!next_tile(table, now, before)) break;
       start_scores(factor, now);
     }
     __syncwarp();
-    hand_back(shared.empty_keys);
+    hand_back(shared.empty_keys[key_ring.stage]);
     finish(before);
   }
 
-  // 16 bytes a thread: four threads write 64 bytes of a row.
   __device__ void store(const Table& table, __nv_bfloat16* to, const Strides& stride,
                         const Gradient& gradient, float factor) const {
-    const int32_t lane_in_row = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int32_t position = table.position[first_key_of_thread() + 8 * i];
       const bool exists = position != kNoPosition;
       __nv_bfloat16* row = to + table.batch * stride.batch + table.kv_head * stride.head +
                            (exists ? position : 0) * stride.token;
-#pragma unroll
-      for (int block = 0; block < kHeadDim / 8; block += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float* pair = gradient + 4 * (block + j) + 2 * i;
-          words[j] = pack_bfloat16(pair[0] * factor, pair[1] * factor);
-        }
-        transpose_quad(words);
-        if (exists) {
-          *reinterpret_cast<uint4*>(row + 8 * (block + lane_in_row)) =
-              make_uint4(words[0], words[1], words[2], words[3]);
-        }
-      }
+      store_row(row, gradient, i, factor, true, exists);
     }
   }
 
@@ -301,9 +275,9 @@ struct KeyGradientConsumer {
     Gradient dk = {}, dv = {};
     if (!walk.done()) {
       // Also by a warpgroup without tiles: it must not hand the next block's keys back early.
-      barrier_wait(shared.full_keys, keys_parity);
-      keys_parity ^= 1;
+      barrier_wait(shared.full_keys[key_ring.stage], key_ring.parity);
       gather(table, dk, dv);
+      key_ring.advance();
       fence_registers(dk);
       fence_registers(dv);
     }
@@ -313,14 +287,7 @@ struct KeyGradientConsumer {
   }
 
   __device__ void run() {
-    for (;; table_ring.advance()) {
-      const int32_t t = table_ring.stage;
-      barrier_wait(shared.full_table[t], table_ring.parity);
-      if (shared.table[t].batch < 0) return;
-      do_block(shared.table[t]);
-      __syncwarp();
-      hand_back(shared.empty_table[t]);
-    }
+    for_each_table(shared, [&](const Table& table) { do_block(table); });
   }
 };
 

@@ -44,8 +44,7 @@ struct QueryGradientConfig {
     uint64_t full_k[kStages], empty_k[kStages];
     uint64_t full_v[kStages], empty_v[kStages];
   };
-  static constexpr size_t kSharedBytes = sizeof(Shared);
-  static_assert(kSharedBytes <= 227 * 1024, "what a block can have on compute capability 9.0");
+  static_assert(sizeof(Shared) <= 227 * 1024, "what a block can have on compute capability 9.0");
 };
 
 template <class Config>
@@ -134,7 +133,7 @@ struct QueryGradientConsumer {
       for (int i = 0; i < kPairs; ++i) {
         factor[i] *= difference[i] - delta[i / 2 % 2];
       }
-      round_probabilities(products, factor);
+      round_pairs(products, factor);
       start_output<Config>(dq, products,
                            matrix_descriptor(shared.k[stage][0], sizeof(shared.k[0][0])));
       before = stage;
@@ -147,9 +146,7 @@ struct QueryGradientConsumer {
     hand_back(shared.empty_k[before]);
   }
 
-  // 16 bytes a thread: four threads write 64 bytes of a row.
   __device__ void store(const QueryTile& tile, const Gradient& dq) const {
-    const int32_t lane_in_row = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int32_t position = tile.first_query + offset[i];
@@ -157,20 +154,7 @@ struct QueryGradientConsumer {
       __nv_bfloat16* row = a.out + tile.batch * a.out_stride.batch +
                            (tile.kv_head * a.group + head[i]) * a.out_stride.head +
                            position * a.out_stride.token;
-#pragma unroll
-      for (int block = 0; block < Config::kHeadDim / 8; block += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float* pair = dq + 4 * (block + j) + 2 * i;
-          words[j] = counts ? pack_bfloat16(pair[0] * a.scale, pair[1] * a.scale) : 0;
-        }
-        transpose_quad(words);
-        if (exists(tile, i)) {
-          *reinterpret_cast<uint4*>(row + 8 * (block + lane_in_row)) =
-              make_uint4(words[0], words[1], words[2], words[3]);
-        }
-      }
+      store_row(row, dq, i, a.scale, counts, exists(tile, i));
     }
   }
 
@@ -191,37 +175,21 @@ struct QueryGradientConsumer {
   }
 };
 
-template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1)
-    query_gradient_kernel(const __grid_constant__ QueryGradientArguments arguments) {
-  extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
-  auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
-  const int32_t warp = __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kWarpThreads, 0);
-  if (threadIdx.x == 0) init_barriers<Config>(shared);
-  __syncthreads();
-  if (warp < kWarpgroupThreads / kWarpThreads) {
-    shrink_registers<Config::kProducerRegisters>();
-    if (warp == 0) {
-      const int32_t lane = threadIdx.x % kWarpThreads;
-      Producer<Config>{arguments, shared, lane, {}, 0}.run();
-    }
-  } else {
-    grow_registers<Config::kConsumerRegisters>();
-    QueryGradientConsumer<Config>(arguments, shared, warp / 4 - 1).run();
+template <int kHeadDim>
+struct QueryGradientKernel {
+  using Config = QueryGradientConfig<kHeadDim>;
+  using Producer = sm90::Producer<Config>;
+  using Consumer = QueryGradientConsumer<Config>;
+  __device__ static void init_barriers(typename Config::Shared& shared) {
+    init_tile_barriers<Config>(shared);
   }
-}
+};
 
 template <int kHeadDim>
 void launch_query_gradient(const QueryGradientArguments& arguments, int multiprocessors,
                            CUstream_st* stream) {
-  using Config = QueryGradientConfig<kHeadDim>;
-  const auto kernel = query_gradient_kernel<Config>;
-  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(Config::kSharedBytes)));
-  const int blocks =
-      arguments.work_items < multiprocessors ? arguments.work_items : multiprocessors;
-  kernel<<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(arguments);
-  NATSLM_CUDA(cudaGetLastError());
+  launch_warp_roles<QueryGradientKernel<kHeadDim>>(arguments, arguments.work_items, multiprocessors,
+                                                   stream);
 }
 
 }  // namespace natslm::kernels::sm90

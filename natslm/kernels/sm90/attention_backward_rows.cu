@@ -10,6 +10,7 @@
 #include <numbers>
 
 #include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/cuda/dependent_launch.cuh"
 #include "natslm/kernels/sm90/attention_backward.h"
 #include "natslm/kernels/sm90/hopper.cuh"
 
@@ -33,6 +34,9 @@ __device__ inline void multiply_16_by_8(float (&d)[4], const uint32_t (&a)[4],
 // A warp takes 16 rows of one head.
 __global__ void __launch_bounds__(kRowsThreads)
     row_terms_kernel(const __grid_constant__ RowTermsArguments a) {
+  cuda::admit_launch_behind();
+  cuda::await_launch_before();
+  if (blockIdx.x == 0 && threadIdx.x < kCounters) a.counters[threadIdx.x] = 0;
   const int32_t blocks = (a.tokens + kRowsOfBlock - 1) / kRowsOfBlock;
   const auto head_row = static_cast<int32_t>(blockIdx.x / blocks);
   const int32_t batch = head_row / a.q_heads, head = head_row - batch * a.q_heads;
@@ -90,13 +94,18 @@ __global__ void __launch_bounds__(kRowsThreads)
 
 }  // namespace
 
-void launch_row_terms(const RowTermsArguments& arguments, CUstream_st* stream) {
+void launch_row_terms(const RowTermsArguments& arguments, bool behind, CUstream_st* stream) {
   const int64_t blocks = (int64_t{arguments.tokens} + kRowsOfBlock - 1) / kRowsOfBlock *
                          arguments.batch * arguments.q_heads;
   NATSLM_CHECK(blocks < int64_t{1} << 31, "attention_backward (sm90): ", blocks,
                " blocks are too many for one launch; use a smaller batch");
-  row_terms_kernel<<<static_cast<unsigned>(blocks), kRowsThreads, 0, stream>>>(arguments);
-  NATSLM_CUDA(cudaGetLastError());
+  const auto grid = static_cast<unsigned>(blocks);
+  if (behind) {
+    cuda::launch_dependent(row_terms_kernel, grid, kRowsThreads, 0, stream, arguments);
+  } else {
+    row_terms_kernel<<<grid, kRowsThreads, 0, stream>>>(arguments);
+    NATSLM_CUDA(cudaGetLastError());
+  }
 }
 
 }  // namespace natslm::kernels::sm90

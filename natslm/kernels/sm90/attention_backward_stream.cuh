@@ -10,24 +10,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <cmath>
 
-#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_tiles.h"
 #include "natslm/kernels/sm90/attention_backward.h"
 #include "natslm/kernels/sm90/attention_backward_tiles.h"
 #include "natslm/kernels/sm90/attention_forward.cuh"
 #include "natslm/kernels/sm90/hopper.cuh"
+#include "natslm/kernels/sm90/tile_products.cuh"
+#include "natslm/kernels/sm90/warp_roles.cuh"
 
 namespace natslm::kernels::sm90 {
+
+static_assert(kTileQueries == kTileRows && kWarpgroupKeys == kTileRows);
 
 template <int kHeadDim>
 struct QueryStage {
   static constexpr int kHalves = kHeadDim / kSwizzleColumns;
-  __nv_bfloat16 q[kHalves][kTileQueries][kSwizzleColumns];
-  __nv_bfloat16 dout[kHalves][kTileQueries][kSwizzleColumns];
+  TileHalf q[kHalves];
+  TileHalf dout[kHalves];
 };
 
 struct TileTerms {
@@ -54,11 +55,22 @@ inline constexpr int32_t kNoPosition = kMaxPosition - kTileQueries;
 
 inline constexpr int kTables = 2;  // the producer is at most one block of keys ahead
 
+// How many blocks of keys fit in; 1 where they come through the ring.
+template <class Config>
+constexpr int key_buffers() {
+  if constexpr (Config::kKeysByStage) {
+    return 1;
+  } else {
+    return Config::kKeyBuffers;
+  }
+}
+
 // Config: kHeadDim, kConsumers, kStages, Shared with
 //   QueryStage<kHeadDim> stage[kStages], TileTerms terms[kStages],
 //   KeyTable<kConsumers> table[kTables], barriers full[kStages], empty[kStages],
-//   full_table[kTables], empty_table[kTables]; and, unless kKeysByStage, k, v [kConsumers][kHalves]
-//   [kWarpgroupKeys][kSwizzleColumns] with full_keys, empty_keys.
+//   full_table[kTables], empty_table[kTables]; and, unless kKeysByStage, kKeyBuffers, and in Shared
+//   k, v [kKeyBuffers][kConsumers][kHalves][kWarpgroupKeys][kSwizzleColumns] with full_keys,
+//   empty_keys [kKeyBuffers].
 // kKeysByStage: keys come through the ring before the queries, one stage a warpgroup, K in the
 // place of Q and V in that of dout.
 template <class Config>
@@ -73,7 +85,7 @@ struct KeyParallelProducer {
   const int32_t lane;
   RingPosition<Config::kStages> ring;
   RingPosition<kTables> table_ring;
-  uint32_t keys_parity = 0;
+  RingPosition<key_buffers<Config>()> key_ring;
 
   // Which of a stage's 2 * kHalves tiles this lane loads.
   __device__ bool loads_q() const { return lane < kHalves; }
@@ -137,20 +149,22 @@ struct KeyParallelProducer {
         end_stage(full);
       }
     } else {
-      barrier_wait(shared.empty_keys, keys_parity ^ 1);
-      keys_parity ^= 1;
-      if (lane == 0) barrier_expect_bytes(shared.full_keys, sizeof(shared.k) + sizeof(shared.v));
+      const int32_t buffer = key_ring.stage;
+      uint64_t& full = shared.full_keys[buffer];
+      barrier_wait(shared.empty_keys[buffer], key_ring.parity ^ 1);
+      if (lane == 0) barrier_expect_bytes(full, sizeof(shared.k[0]) + sizeof(shared.v[0]));
       __syncwarp();
       if (lane < 2 * kHalves) {
 #pragma unroll 1
         for (int w = 0; w < Config::kConsumers; ++w) {
-          auto& to = loads_q() ? shared.k[w] : shared.v[w];
-          tma_load(to[half()], loads_q() ? a.k : a.v, shared.full_keys, half() * kSwizzleColumns,
+          auto& to = loads_q() ? shared.k[buffer][w] : shared.v[buffer][w];
+          tma_load(to[half()], loads_q() ? a.k : a.v, full, half() * kSwizzleColumns,
                    place + w * kWarpgroupKeys, kv_head, batch);
         }
       }
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared.full_keys);
+      if (lane == 0) barrier_arrive(full);
+      key_ring.advance();
     }
   }
 
@@ -286,11 +300,7 @@ __device__ inline void hand_back(uint64_t& empty) {
   if (threadIdx.x % kWarpThreads == 0) barrier_arrive(empty);
 }
 
-// ---- A consumer's accumulators [64 keys][kTileQueries]: element 4 n + 2 row + x of a thread
-// belongs to its row `row` (of two, 8 apart) and query 8 n + 2 (lane % 4) + x. ----
-
-inline constexpr int kPairsOfThread = kTileQueries / 2;
-using PairRegisters = float[kPairsOfThread];
+// ---- A consumer's accumulators [64 keys][kTileQueries], PairRegisters. ----
 
 // Calls body(element, number of its query).
 template <class Body>
@@ -321,43 +331,58 @@ struct RoleSums {
   __device__ void add(const KeyTable<kConsumers>& table, int32_t key, int32_t q0, const G& g) {
     const auto plus = [](float x, float y) { return x + y; };
     const int32_t lane = threadIdx.x % kWarpThreads, q1 = q0 + kTileQueries - 1;
-    const int32_t* horizons = &table.horizon[lane % 4][key];
-    // Whether pairs need a test, for any key of the warp. One that does not exist has no horizon to
-    // be cut.
-    bool cut = false;
+    const int32_t shift = q0 + lane % 4 * 2;
+    const int32_t* position = &table.position[key];
+    const int32_t* horizon = &table.horizon[lane % 4][key];
+    // Whether pairs need a test, for any key of the warp: where it begins, and, a bit a lane, where
+    // its horizon cuts the tile. One that does not exist has no horizon to be cut.
+    bool begins = false, cut = false;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int32_t position = table.position[key + 8 * row], horizon = horizons[8 * row];
-      cut |= (position > q0 && position != kNoPosition) || (horizon >= q0 && horizon < q1);
+      const int32_t first = position[8 * row], last = horizon[8 * row];
+      begins |= first > q0 && first != kNoPosition;
+      cut |= last >= q0 && last < q1;
     }
-    if (!__any_sync(~0u, cut)) {
-      float total[2] = {0, 0};
+    begins = __any_sync(~0u, begins);
+    const uint32_t cuts = __ballot_sync(~0u, cut);
+    constexpr uint32_t kLanesOfHorizon = 0x11111111;
+
+    // Horizons that are not cut see all of the tile from the key on, or nothing.
+    float total[2] = {0, 0};
+    if (begins) {
+#pragma unroll
+      for (int i = 0; i < kPairsOfThread; ++i) {
+        const int32_t first = position[i / 2 % 2 * 8] - shift;
+        if (query_of(i) >= first) total[i / 2 % 2] += g(i);
+      }
+    } else {
 #pragma unroll
       for (int i = 0; i < kPairsOfThread; ++i) total[i / 2 % 2] += g(i);
-#pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const float of_all = over_row(total[row], plus);
-        if (horizons[8 * row] >= q0) sum[row] += of_all;
-      }
-      return;
     }
-    const int32_t shift = q0 + lane % 4 * 2;
+    const bool is_cut = (cuts & kLanesOfHorizon << lane % 4) != 0;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float of_all = over_row(total[row], plus);
+      if (!is_cut && horizon[8 * row] >= q0) sum[row] += of_all;
+    }
+    if (cuts == 0) return;
 #pragma unroll 1
     for (int h = 0; h < kMaxHorizons; ++h) {
+      if (!(cuts & kLanesOfHorizon << h)) continue;
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        const int32_t first = table.position[key + 8 * row] - shift;
+        const int32_t first = position[8 * row] - shift;
         const int32_t last = table.horizon[h][key + 8 * row] - shift;
-        float total = 0;
+        float part = 0;
 #pragma unroll
         for (int i = 2 * row; i < kPairsOfThread; i += 4) {
 #pragma unroll
           for (int x = i; x < i + 2; ++x) {
-            if (query_of(x) >= first && query_of(x) <= last) total += g(x);
+            if (query_of(x) >= first && query_of(x) <= last) part += g(x);
           }
         }
-        total = over_row(total, plus);
-        if (lane % 4 == h) sum[row] += total;
+        part = over_row(part, plus);
+        if (lane % 4 == h) sum[row] += part;
       }
     }
   }
@@ -412,44 +437,43 @@ __device__ inline void init_key_parallel_barriers(typename Config::Shared& share
     barrier_init(shared.empty_table[t], kConsumerWarps);
   }
   if constexpr (!Config::kKeysByStage) {
-    barrier_init(shared.full_keys, 1);
-    barrier_init(shared.empty_keys, kConsumerWarps);
+    for (int buffer = 0; buffer < Config::kKeyBuffers; ++buffer) {
+      barrier_init(shared.full_keys[buffer], 1);
+      barrier_init(shared.empty_keys[buffer], kConsumerWarps);
+    }
   }
   fence_barrier_init();
 }
 
-// A block of one producer warpgroup and the consumers. Consumer: constructed from (arguments,
-// shared, warpgroup), with run().
-template <class Config, template <class> class Consumer>
-__global__ void __launch_bounds__(Config::kThreads, 1)
-    key_parallel_kernel(const __grid_constant__ KeyParallelArguments arguments) {
-  extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
-  auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
-  const int32_t warp = __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kWarpThreads, 0);
-  if (threadIdx.x == 0) init_key_parallel_barriers<Config>(shared);
-  __syncthreads();
-  if (warp < kWarpgroupThreads / kWarpThreads) {
-    shrink_registers<Config::kProducerRegisters>();
-    if (warp == 0) {
-      const int32_t lane = threadIdx.x % kWarpThreads;
-      KeyParallelProducer<Config>{arguments, shared, lane, {}, {}}.run();
-    }
-  } else {
-    grow_registers<Config::kConsumerRegisters>();
-    Consumer<Config>(arguments, shared, warp / 4 - 1).run();
+// Calls do_block(table) for every block of keys, for a consumer.
+template <class Shared, class DoBlock>
+__device__ inline void for_each_table(Shared& shared, const DoBlock& do_block) {
+  for (RingPosition<kTables> ring;; ring.advance()) {
+    const int32_t t = ring.stage;
+    barrier_wait(shared.full_table[t], ring.parity);
+    if (shared.table[t].batch < 0) return;
+    do_block(shared.table[t]);
+    __syncwarp();
+    hand_back(shared.empty_table[t]);
   }
 }
+
+// Consumer_: of a config.
+template <class Config_, template <class> class Consumer_>
+struct KeyParallelKernel {
+  using Config = Config_;
+  using Producer = KeyParallelProducer<Config>;
+  using Consumer = Consumer_<Config>;
+  __device__ static void init_barriers(typename Config::Shared& shared) {
+    init_key_parallel_barriers<Config>(shared);
+  }
+};
 
 template <class Config, template <class> class Consumer>
 void launch_key_parallel(const KeyParallelArguments& arguments, int multiprocessors,
                          CUstream_st* stream) {
-  const auto kernel = key_parallel_kernel<Config, Consumer>;
-  constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
-  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(kSharedBytes)));
-  const int blocks = arguments.items < multiprocessors ? arguments.items : multiprocessors;
-  kernel<<<blocks, Config::kThreads, kSharedBytes, stream>>>(arguments);
-  NATSLM_CUDA(cudaGetLastError());
+  launch_warp_roles<KeyParallelKernel<Config, Consumer>>(arguments, arguments.items,
+                                                         multiprocessors, stream);
 }
 
 }  // namespace natslm::kernels::sm90

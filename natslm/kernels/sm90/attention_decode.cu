@@ -24,6 +24,7 @@ using cuda::kNoList;
 using cuda::kWarp;
 using cuda::MergeBuffer;
 using cuda::SharedPage;
+using cuda::WarpItems;
 using cuda::WarpRows;
 
 template <int kHeadDim>
@@ -32,7 +33,7 @@ struct Config {
   // one that computes.
   static constexpr int kThreads = 2 * kComputeWarps * kWarp;
   static constexpr int kBlocks = 2;  // per multiprocessor: one computes while the other waits
-  static constexpr int kFetchRegisters = 56, kComputeRegisters = 184;
+  static constexpr int kFetchRegisters = 72, kComputeRegisters = 184;
   static_assert(kBlocks * (kThreads / 2) * (kFetchRegisters + kComputeRegisters) <= 65536);
   // 2 x 2 x 33 KB or 2 x 3 x 17 KB on their way per multiprocessor; some 40 KB hide the latency of
   // the memory at full rate.
@@ -82,12 +83,24 @@ __device__ inline void wait(uint64_t& barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+// How long what is copied stays in the L2 cache: pages that are read once leave first, so that
+// counts, addresses of pages and partial results stay.
+__device__ inline uint64_t cache_policy(bool read_once) {
+  uint64_t policy;
+  if (read_once) {
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  } else {
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  }
+  return policy;
+}
 // Copies `bytes` (a multiple of 16) and tells the barrier.
-__device__ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t& barrier) {
+__device__ inline void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t& barrier,
+                                 uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(cuda::shared_address(to)),
-      "l"(from), "r"(bytes), "r"(cuda::shared_address(&barrier))
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(cuda::shared_address(to)),
+      "l"(from), "r"(bytes), "r"(cuda::shared_address(&barrier)), "l"(policy)
       : "memory");
 }
 // The warpgroup gives registers away, or waits until it can have so many.
@@ -119,20 +132,34 @@ struct Turn {
   }
 };
 
-// One warp. A barrier's phase before its first counts as ended: nothing waits for an empty place in
-// the first round.
-template <int kHeadDim>
-__device__ void fetch(const DecodeLaunch& l, typename Config<kHeadDim>::Shared& shared) {
+// Which items a block does: of few rows neighbours, which mostly are of one list, so that its
+// queries are still in the L1 cache; of many rows every n-th, so that blocks that run together read
+// the same pages.
+struct Share {
+  int32_t begin, end, step;
+  __device__ Share(const DecodeLaunch& l, int32_t items) {
+    const auto block = static_cast<int64_t>(blockIdx.x), blocks = static_cast<int64_t>(gridDim.x);
+    begin = static_cast<int32_t>(l.few_rows ? block * items / blocks : block);
+    end = static_cast<int32_t>(l.few_rows ? (block + 1) * items / blocks : items);
+    step = l.few_rows ? 1 : static_cast<int32_t>(blocks);
+  }
+};
+
+// One warp. `item_at(index)` is item `index` of `items`. A barrier's phase before its first counts
+// as ended: nothing waits for an empty place in the first round.
+template <int kHeadDim, class ItemAt>
+__device__ void fetch(const DecodeLaunch& l, typename Config<kHeadDim>::Shared& shared,
+                      int32_t items, const ItemAt& item_at) {
   using C = Config<kHeadDim>;
   const int lane = cuda::lane_id();
-  const int32_t items = shared.items.start[l.lists];
+  const uint64_t policy = cache_policy(l.few_rows);
+  const Share share(l, items);
   Turn<C::kStages> stage;
   Turn<C::kItems> turn;
-  for (int32_t index = static_cast<int32_t>(blockIdx.x);;
-       index += static_cast<int32_t>(gridDim.x)) {
+  for (int32_t index = share.begin;; index += share.step) {
     Item item;
     item.list = kNoList;
-    if (index < items) item = cuda::item_at(l, shared.items, index);
+    if (index < share.end) item = item_at(index);
     if (lane == 0) {
       wait(shared.item_empty[turn.place], turn.phase ^ 1);
       shared.item[turn.place] = item;
@@ -155,7 +182,7 @@ __device__ void fetch(const DecodeLaunch& l, typename Config<kHeadDim>::Shared& 
           wait(shared.page_empty[stage.place], stage.phase ^ 1);
           arrive_expecting(shared.page_full[stage.place], SharedPage<kHeadDim>::kBytes);
           copy_bulk(shared.page[stage.place].bytes, page, SharedPage<kHeadDim>::kBytes,
-                    shared.page_full[stage.place]);
+                    shared.page_full[stage.place], policy);
         }
         __syncwarp();
         stage.next();
@@ -215,12 +242,16 @@ __global__ void __launch_bounds__(Config<kHeadDim>::kThreads, Config<kHeadDim>::
     }
     publish_barriers();
   }
+  __syncthreads();
   cuda::wait_for_previous_kernel();
   cuda::allow_next_kernel();
-  cuda::fill_items<C::kThreads>(l, shared.items);  // ends with a barrier
-  if (blockIdx.x == 0) {
-    for (int32_t list = static_cast<int32_t>(threadIdx.x); list < l.lists; list += C::kThreads) {
-      l.part_start[list] = shared.items.part_start[list];
+  const bool one_warp = l.lists <= kWarp;  // finds the items without the others
+  if (!one_warp) {
+    cuda::fill_items<C::kThreads>(l, shared.items);
+    if (blockIdx.x == 0) {
+      for (int32_t list = static_cast<int32_t>(threadIdx.x); list < l.lists; list += C::kThreads) {
+        l.part_start[list] = shared.items.part_start[list];
+      }
     }
   }
   const int warp = cuda::warp_id();
@@ -229,7 +260,17 @@ __global__ void __launch_bounds__(Config<kHeadDim>::kThreads, Config<kHeadDim>::
     compute<kHeadDim>(l, shared, warp);
   } else {
     shrink_registers<C::kFetchRegisters>();
-    if (warp == kComputeWarps) fetch<kHeadDim>(l, shared);
+    if (warp != kComputeWarps) return;
+    if (one_warp) {
+      const WarpItems items(l);
+      if (blockIdx.x == 0 && cuda::lane_id() < l.lists) {
+        l.part_start[cuda::lane_id()] = items.part_start;
+      }
+      fetch<kHeadDim>(l, shared, items.items, [&](int32_t index) { return items.at(l, index); });
+    } else {
+      fetch<kHeadDim>(l, shared, shared.items.start[l.lists],
+                      [&](int32_t index) { return cuda::item_at(l, shared.items, index); });
+    }
   }
 }
 

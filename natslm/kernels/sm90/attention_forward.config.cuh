@@ -4,7 +4,6 @@
 
 #include <cuda_bf16.h>
 
-#include <cstddef>
 #include <cstdint>
 
 #include "natslm/kernels/sm90/attention_forward.h"
@@ -61,8 +60,7 @@ struct ForwardConfig {
     uint64_t full_k[kStages], empty_k[kStages];
     uint64_t full_v[kStages], empty_v[kStages];
   };
-  static constexpr size_t kSharedBytes = sizeof(Shared);
-  static_assert(kSharedBytes <= 227 * 1024, "what a block can have on compute capability 9.0");
+  static_assert(sizeof(Shared) <= 227 * 1024, "what a block can have on compute capability 9.0");
 };
 
 // What the consumers must know of a key tile, in one word: bit 4p is set where a key of piece p may

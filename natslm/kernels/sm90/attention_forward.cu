@@ -5,7 +5,6 @@
 #include <numbers>
 
 #include "natslm/kernels/checks.h"
-#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/sm90/attention_forward.h"
 #include "natslm/kernels/sm90/host_side.h"
 #include "natslm/kernels/sm90/key_tiles.h"
@@ -17,6 +16,20 @@ using cuda::PlanShape;
 
 PlanShape plan_of(const AttentionForward& p) {
   return {p.batch, p.kv_heads, p.tokens, p.head_dim, forward_rows(p.head_dim) / group_of(p)};
+}
+
+void check_call(const AttentionForward& p, const char* name, std::string_view why) {
+  NATSLM_CHECK(why.empty(), name, ": ", why, "; got batch ", p.batch, ", q_heads ", p.q_heads,
+               ", kv_heads ", p.kv_heads, ", tokens ", p.tokens, ", head_dim ", p.head_dim,
+               ", scale ", p.scale);
+}
+
+void launch_mass(const AttentionForward& p, const KeysByPlace& keys, CUstream_st* stream) {
+  launch_attention_mass(
+      {static_cast<const __nv_bfloat16*>(p.q), static_cast<const __nv_bfloat16*>(keys.k),
+       p.q_stride, keys.k_stride, keys.position, keys.last, p.lengths, p.lse, p.mass, p.batch,
+       p.kv_heads, group_of(p), p.tokens, p.head_dim, p.scale * std::numbers::log2e_v<float>},
+      stream);
 }
 
 }  // namespace
@@ -42,15 +55,11 @@ std::string_view why_not(const AttentionForward& p) {
 
 size_t workspace_bytes(const AttentionForward& p) {
   const PlanShape shape = plan_of(p);
-  return kWorkspaceAlignment +
-         (p.sorted.order ? cuda::sorted_keys_bytes(shape) : cuda::position_bounds_bytes(shape));
+  return p.sorted.order ? cuda::sorted_keys_bytes(shape) : cuda::position_bounds_bytes(shape);
 }
 
 void run(const AttentionForward& p, CUstream_st* stream) {
-  const std::string_view why = why_not(p);
-  NATSLM_CHECK(why.empty(), "attention_forward (sm90): ", why, "; got batch ", p.batch,
-               ", q_heads ", p.q_heads, ", kv_heads ", p.kv_heads, ", tokens ", p.tokens,
-               ", head_dim ", p.head_dim, ", scale ", p.scale);
+  check_call(p, "attention_forward (sm90)", why_not(p));
   if (p.batch == 0 || p.tokens == 0) return;
   NATSLM_CHECK(p.workspace && reinterpret_cast<uintptr_t>(p.workspace) % kWorkspaceAlignment == 0,
                "attention_forward (sm90): workspace must be ", workspace_bytes(p),
@@ -58,10 +67,7 @@ void run(const AttentionForward& p, CUstream_st* stream) {
 
   const PlanShape shape = plan_of(p);
   ForwardArguments a{};
-  a.next_item = static_cast<int32_t*>(p.workspace);
-  NATSLM_CUDA(cudaMemsetAsync(a.next_item, 0, sizeof(*a.next_item), stream));
-  const KeysByPlace keys =
-      prepare_keys(p, shape, static_cast<char*>(p.workspace) + kWorkspaceAlignment, a, stream);
+  const KeysByPlace keys = prepare_keys(p, shape, p.workspace, a, stream);
 
   a.q = group_map(p, p.q, p.q_stride, shape.tile_queries);
   a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);
@@ -86,12 +92,35 @@ void run(const AttentionForward& p, CUstream_st* stream) {
     launch_attention_forward<128>(a, multiprocessors(), stream);
   }
 
-  if (!p.mass) return;
-  launch_attention_mass(
-      {static_cast<const __nv_bfloat16*>(p.q), static_cast<const __nv_bfloat16*>(keys.k),
-       p.q_stride, keys.k_stride, a.position, a.last, p.lengths, p.lse, p.mass, p.batch, p.kv_heads,
-       a.group, p.tokens, p.head_dim, a.scale_log2},
-      stream);
+  if (p.mass) launch_mass(p, keys, stream);
 }
 
 }  // namespace natslm::kernels::sm90
+
+namespace natslm::kernels::sm90_short {
+
+std::string_view why_not(const AttentionForward& p) {
+  const std::string_view why = sm90::why_not(p);
+  return why.empty() ? sm90::why_not_short(p) : why;
+}
+
+size_t workspace_bytes(const AttentionForward&) {
+  return 0;
+}
+
+void run(const AttentionForward& p, CUstream_st* stream) {
+  sm90::check_call(p, "attention_forward (sm90_short)", why_not(p));
+  if (p.batch == 0 || p.tokens == 0) return;
+  sm90::ShortForwardArguments a{sm90::short_arguments(p)};
+  a.out = static_cast<__nv_bfloat16*>(p.out);
+  a.out_stride = p.out_stride;
+  a.lse = p.lse;
+  if (p.head_dim == 64) {
+    sm90::launch_short_forward<64>(a, stream);
+  } else {
+    sm90::launch_short_forward<128>(a, stream);
+  }
+  if (p.mass) sm90::launch_mass(p, sm90::keys_by_position(p), stream);
+}
+
+}  // namespace natslm::kernels::sm90_short

@@ -10,12 +10,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/sm90/attention_forward.config.cuh"
 #include "natslm/kernels/sm90/attention_forward.h"
 #include "natslm/kernels/sm90/softmax.cuh"
+#include "natslm/kernels/sm90/warp_roles.cuh"
 
 namespace natslm::kernels::sm90 {
 
@@ -357,10 +355,8 @@ struct Consumer {
     return flags;
   }
 
-  // 16 bytes a thread: four threads write 64 bytes of a row.
   __device__ void store(const QueryTile& tile, float (&out)[Config::kHeadDim / 2],
                         const Softmax& softmax) {
-    const int32_t lane_in_row = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float sum = over_row(softmax.sum[i], [](float x, float y) { return x + y; });
@@ -371,21 +367,8 @@ struct Consumer {
       const float inverse = 1 / sum;
       __nv_bfloat16* row = a.out + tile.batch * a.out_stride.batch + q_head * a.out_stride.head +
                            position * a.out_stride.token;
-#pragma unroll
-      for (int block = 0; block < Config::kHeadDim / 8; block += 4) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float* pair = out + 4 * (block + j) + 2 * i;
-          words[j] = sees ? pack_bfloat16(pair[0] * inverse, pair[1] * inverse) : 0;
-        }
-        transpose_quad(words);
-        if (exists) {
-          *reinterpret_cast<uint4*>(row + 8 * (block + lane_in_row)) =
-              make_uint4(words[0], words[1], words[2], words[3]);
-        }
-      }
-      if (exists && lane_in_row == 0) {
+      store_row(row, out, i, inverse, sees, exists);
+      if (exists && threadIdx.x % 4 == 0) {
         a.lse[(int64_t{tile.batch} * a.kv_heads * a.group + q_head) * a.tokens + position] =
             sees ? fmaf(softmax.reference[i], a.scale, logf(sum)) : -INFINITY;
       }
@@ -411,7 +394,7 @@ struct Consumer {
       fence_registers(scores);
       flags = finish_scores(scores, queries);
       softmax.update(scores, factor);
-      round_probabilities(probabilities, scores);
+      round_pairs(probabilities, scores);
     }
     // The scores of a tile are multiplied while the exponentials of the tile before are turned into
     // output.
@@ -434,7 +417,7 @@ struct Consumer {
       hand_back(shared.empty_v[v_ring.stage]);
       v_ring.advance();
       rescale(out, factor);
-      round_probabilities(probabilities, scores);
+      round_pairs(probabilities, scores);
     }
     barrier_wait(shared.full_v[v_ring.stage], v_ring.parity);
     start_last_output<Config>(out, probabilities, v(), pieces_with_keys(flags));
@@ -464,7 +447,7 @@ struct Consumer {
 };
 
 template <class Config>
-__device__ inline void init_barriers(typename Config::Shared& shared) {
+__device__ inline void init_tile_barriers(typename Config::Shared& shared) {
   constexpr uint32_t kConsumerWarps = Config::kConsumers * (kWarpgroupThreads / kWarpThreads);
   barrier_init(shared.full_q, 1);
   barrier_init(shared.empty_q, kConsumerWarps);
@@ -477,38 +460,21 @@ __device__ inline void init_barriers(typename Config::Shared& shared) {
   fence_barrier_init();
 }
 
-template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1)
-    attention_forward_kernel(const __grid_constant__ ForwardArguments arguments) {
-  extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
-  auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
-  // A broadcast: the compiler then knows the value to be the same in all lanes.
-  const int32_t warp = __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kWarpThreads, 0);
-  if (threadIdx.x == 0) init_barriers<Config>(shared);
-  __syncthreads();
-  if (warp < kWarpgroupThreads / kWarpThreads) {
-    shrink_registers<Config::kProducerRegisters>();
-    if (warp == 0) {
-      const int32_t lane = threadIdx.x % kWarpThreads;
-      Producer<Config>{arguments, shared, lane, {}, 0}.run();
-    }
-  } else {
-    grow_registers<Config::kConsumerRegisters>();
-    Consumer<Config>(arguments, shared, warp / 4 - 1).run();
+template <int kHeadDim>
+struct ForwardKernel {
+  using Config = ForwardConfig<kHeadDim>;
+  using Producer = sm90::Producer<Config>;
+  using Consumer = sm90::Consumer<Config>;
+  __device__ static void init_barriers(typename Config::Shared& shared) {
+    init_tile_barriers<Config>(shared);
   }
-}
+};
 
 template <int kHeadDim>
 void launch_attention_forward(const ForwardArguments& arguments, int multiprocessors,
                               CUstream_st* stream) {
-  using Config = ForwardConfig<kHeadDim>;
-  const auto kernel = attention_forward_kernel<Config>;
-  NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(Config::kSharedBytes)));
-  const int blocks =
-      arguments.work_items < multiprocessors ? arguments.work_items : multiprocessors;
-  kernel<<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(arguments);
-  NATSLM_CUDA(cudaGetLastError());
+  launch_warp_roles<ForwardKernel<kHeadDim>>(arguments, arguments.work_items, multiprocessors,
+                                             stream);
 }
 
 }  // namespace natslm::kernels::sm90

@@ -74,6 +74,32 @@ __device__ inline void named_barrier_arrive(uint32_t id, uint32_t threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---- Copies of single rows, by each thread for itself. ----
+
+// Starts a copy of 16 bytes to shared memory, around L1; writes zeros where not `exists`.
+__device__ inline void copy_async(uint32_t to, const void* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(exists ? 16 : 0)
+               : "memory");
+}
+
+// Closes the group of the copies that this thread has started since the last one.
+__device__ inline void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most the kPending youngest of this thread's groups are unfinished.
+template <int kPending>
+__device__ inline void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// What this thread has written to shared memory, or has seen arrive there, wgmma sees after the
+// next barrier.
+__device__ inline void fence_for_wgmma() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // ---- TMA. One thread issues a copy; the barrier counts its bytes, those of coordinates outside
 // the tensor too (these read as zero). Coordinates: innermost dimension first. ----
 

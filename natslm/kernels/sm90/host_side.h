@@ -5,11 +5,15 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <numbers>
+#include <string_view>
 
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/sorted_keys.h"
 #include "natslm/kernels/sm90/attention_forward.h"
+#include "natslm/kernels/sm90/attention_short.h"
+#include "natslm/kernels/sm90/short_texts.h"
 #include "natslm/kernels/sm90/tensor_map.h"
 
 namespace natslm::kernels::sm90 {
@@ -83,6 +87,7 @@ KeysByPlace prepare_keys(const Params& p, const cuda::PlanShape& shape, void* pl
     to.last = sorted.last;
     to.runs = sorted.runs;
     to.work = sorted.work;
+    to.next_item = sorted.next_item;
     const int64_t head = int64_t{p.tokens} * p.head_dim;
     const Strides packed{head * p.kv_heads, head, p.head_dim};
     return {sorted.k, sorted.v, packed, packed, sorted.position, sorted.last, p.sorted.ends};
@@ -93,7 +98,57 @@ KeysByPlace prepare_keys(const Params& p, const cuda::PlanShape& shape, void* pl
   to.min_last = bounds.min_last;
   to.max_last = bounds.max_last;
   to.work = bounds.work;
+  to.next_item = bounds.next_item;
   return keys_by_position(p);
+}
+
+// How many KV heads' blocks start at a time: so many that the arrays [T, D] they all read, two of
+// each of `heads` heads in a sequence, share the L2 cache.
+template <class Params>
+int32_t heads_together(const Params& p, int32_t heads) {
+  constexpr int64_t kCacheShare = 24 << 20;  // of the 50 MB
+  const int64_t bytes = 2 * 2 * int64_t{heads / p.kv_heads} * p.tokens * p.head_dim;
+  const int64_t all = int64_t{p.batch} * p.kv_heads, together = kCacheShare / bytes;
+  return static_cast<int32_t>(together < 1 ? 1 : together > all ? all : together);
+}
+
+// "" if the kernels for short texts take what the others take.
+template <class Params>
+std::string_view why_not_short(const Params& p) {
+  if (p.tokens > kShortTokens) return "texts of more than 2,048 tokens are not short";
+  static_assert(kShortTokens == 2048);
+  constexpr int64_t kMostStep = int64_t{1} << 30;  // elements: the bytes must fit 31 bits
+  if (p.tokens > 1 && (p.k_stride.token >= kMostStep || p.v_stride.token >= kMostStep)) {
+    return "keys of a head must be less than 2^30 elements apart";
+  }
+  if (int64_t{p.batch} * p.kv_heads * p.tokens > kMaxPosition) {
+    return "too many query tiles: batch * kv_heads * tokens is too large";
+  }
+  return "";
+}
+
+// All but the output and what a pass has of its own.
+template <class Params>
+ShortArguments short_arguments(const Params& p) {
+  ShortArguments a{};
+  a.q = static_cast<const __nv_bfloat16*>(p.q);
+  a.k = static_cast<const __nv_bfloat16*>(p.k);
+  a.v = static_cast<const __nv_bfloat16*>(p.v);
+  a.q_stride = p.q_stride;
+  a.k_stride = p.k_stride;
+  a.v_stride = p.v_stride;
+  a.last = p.last;
+  a.lengths = p.lengths;
+  a.batch = p.batch;
+  a.kv_heads = p.kv_heads;
+  a.group = group_of(p);
+  a.tokens = p.tokens;
+  a.tile_queries = short_rows(p.head_dim) / a.group;
+  a.tiles = (p.tokens + a.tile_queries - 1) / a.tile_queries;
+  a.heads_together = heads_together(p, p.kv_heads);
+  a.scale = p.scale;
+  a.scale_log2 = p.scale * std::numbers::log2e_v<float>;
+  return a;
 }
 
 // Of the current device.

@@ -12,6 +12,7 @@ namespace natslm::kernels::sm90 {
 
 template <int kHeadDim_>
 struct RoleSumsConfig {
+  using Arguments = KeyParallelArguments;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kKeysByStage = true;
   // In a thread: kHeadDim / 2 for keys and values, 2 x 32 for scores and differences.
@@ -36,14 +37,13 @@ template <class Config>
 struct RoleSumsConsumer {
   using Shared = typename Config::Shared;
   static constexpr int kHeadDim = Config::kHeadDim, kSteps = kHeadDim / 16;
-  using Operand = uint32_t[kSteps][4];
+  using Operand = RowOperand<kHeadDim>;
   using Table = KeyTable<Config::kConsumers>;
 
   const KeyParallelArguments& a;
   Shared& shared;
   const int32_t warpgroup;
   QueryWalk<Config::kStages> walk;
-  RingPosition<kTables> table_ring;
 
   __device__ RoleSumsConsumer(const KeyParallelArguments& arguments, Shared& s, int32_t group)
       : a(arguments), shared(s), warpgroup(group) {}
@@ -76,23 +76,11 @@ struct RoleSumsConsumer {
     }
   }
 
-  // pairs = rows * columns^T over the channels; one group of multiplications.
-  __device__ static void start_pairs(PairRegisters& pairs, const Operand& rows, uint64_t columns) {
-    constexpr uint32_t kHalfBytes = sizeof(QueryStage<kHeadDim>::q[0]);
-    wgmma_begin();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      wgmma_m64n64k16_rows(pairs, rows[step],
-                           advance(columns, step / 4 * kHalfBytes + step % 4 * 32), step > 0);
-    }
-    wgmma_commit();
-  }
-
   __device__ void add_tile(RoleSums& sums, const Table& table, const Operand& k, const Operand& v,
                            int32_t stage, int32_t q0) {
     PairRegisters factor, difference;
-    start_pairs(factor, k, matrix_descriptor(shared.stage[stage].q[0]));
-    start_pairs(difference, v, matrix_descriptor(shared.stage[stage].dout[0]));
+    start_pairs<kHeadDim>(factor, k, matrix_descriptor(shared.stage[stage].q[0]));
+    start_pairs<kHeadDim>(difference, v, matrix_descriptor(shared.stage[stage].dout[0]));
     wgmma_wait<1>();
     fence_registers(factor);
     const TileTerms& terms = shared.terms[stage];
@@ -124,14 +112,7 @@ struct RoleSumsConsumer {
   }
 
   __device__ void run() {
-    for (;; table_ring.advance()) {
-      const int32_t t = table_ring.stage;
-      barrier_wait(shared.full_table[t], table_ring.parity);
-      if (shared.table[t].batch < 0) return;
-      do_block(shared.table[t]);
-      __syncwarp();
-      hand_back(shared.empty_table[t]);
-    }
+    for_each_table(shared, [&](const Table& table) { do_block(table); });
   }
 };
 

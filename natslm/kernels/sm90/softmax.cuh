@@ -54,12 +54,13 @@ struct Softmax {
   float sum[2] = {0, 0};  // of this thread's columns
 
   // Scores become exponentials; sets what earlier output must be multiplied by.
-  __device__ void update(float (&scores)[kTileKeys / 2], float (&factor)[2]) {
+  template <int kScores>
+  __device__ void update(float (&scores)[kScores], float (&factor)[2]) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float largest = scores[2 * row];
 #pragma unroll
-      for (int i = 2 * row; i < kTileKeys / 2; i += 4) {
+      for (int i = 2 * row; i < kScores; i += 4) {
         largest = fmaxf(largest, fmaxf(scores[i], scores[i + 1]));
       }
       largest = over_row(largest, [](float x, float y) { return fmaxf(x, y); });
@@ -73,7 +74,7 @@ struct Softmax {
       const float offset = reference[row] == -INFINITY ? 0 : reference[row] * scale_log2;
       float total = 0;
 #pragma unroll
-      for (int i = 2 * row; i < kTileKeys / 2; i += 4) {
+      for (int i = 2 * row; i < kScores; i += 4) {
         scores[i] = exp2_fast(fmaf(scores[i], scale_log2, -offset));
         scores[i + 1] = exp2_fast(fmaf(scores[i + 1], scale_log2, -offset));
         total += scores[i] + scores[i + 1];
@@ -91,10 +92,10 @@ __device__ inline void rescale(float (&out)[kCount], const float (&factor)[2]) {
 }
 
 // The layout of an accumulator is that of the left operand of the next multiplication.
-__device__ inline void round_probabilities(uint32_t (&to)[kTileKeys / 4],
-                                           const float (&from)[kTileKeys / 2]) {
+template <int kPairs>
+__device__ inline void round_pairs(uint32_t (&to)[kPairs], const float (&from)[2 * kPairs]) {
 #pragma unroll
-  for (int i = 0; i < kTileKeys / 4; ++i) to[i] = pack_bfloat16(from[2 * i], from[2 * i + 1]);
+  for (int i = 0; i < kPairs; ++i) to[i] = pack_bfloat16(from[2 * i], from[2 * i + 1]);
 }
 
 // words[j] of the four threads that share a row become words[0..3] of thread j.
@@ -107,6 +108,27 @@ __device__ inline void transpose_quad(uint32_t (&words)[4]) {
       if (i & bit) continue;
       const uint32_t got = __shfl_xor_sync(~0u, high ? words[i] : words[i + bit], bit);
       (high ? words[i] : words[i + bit]) = got;
+    }
+  }
+}
+
+// Row `row` (of two, 8 apart) of an accumulator, times `factor`, or zeros where nothing `counts`,
+// to memory where the row `exists`. 16 bytes a thread: four threads write 64 bytes of the row.
+template <int kCount>
+__device__ inline void store_row(__nv_bfloat16* to, const float (&from)[kCount], int row,
+                                 float factor, bool counts, bool exists) {
+#pragma unroll
+  for (int block = 0; block < kCount / 4; block += 4) {
+    uint32_t words[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float* pair = from + 4 * (block + j) + 2 * row;
+      words[j] = counts ? pack_bfloat16(pair[0] * factor, pair[1] * factor) : 0;
+    }
+    transpose_quad(words);
+    if (exists) {
+      *reinterpret_cast<uint4*>(to + 8 * (block + threadIdx.x % 4)) =
+          make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
 }

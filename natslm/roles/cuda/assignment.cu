@@ -1,21 +1,28 @@
-// From logits to roles, lifetimes and key order in three kernels, each over blocks of a few hundred
-// tokens of one (sequence, KV head):
+// From logits to roles, lifetimes and key order in three steps, each over blocks of up to a
+// thousand tokens of one (sequence, KV head), a row:
 //
-//   choose_roles      noise, role and soft one-hot of each chunk; the block's first Global
-//   write_lifetimes   a Local's end is the first Global of its block or of a later one; one-hots,
-//                     horizons, what the keys cost; how many keys the block has of each segment
-//   write_order       a key's place: the counts of the segments and blocks before it
+//   choose         noise, role and soft one-hot of each chunk; the block's first Global
+//   count, write   a Local's end is the first Global of its block or of a later one; what the keys
+//                  cost, how many the block has of each segment; one-hots and horizons
+//   put_in_order   a key's place: the counts of the segments and blocks before it
 //
-// What a block needs of the others are a few numbers each, which it adds up itself: no block waits
-// for another. Compiled without contraction (-fmad=false): the roles are the CPU's, bit for bit.
+// What a block needs of the others are a few numbers each, which it adds up itself. Where the
+// blocks of a row fit into one cluster (or are one) a single launch does all three, and they wait
+// for one another between the steps; longer rows take three launches, and no block waits. Compiled
+// without contraction (-fmad=false), so that roles are the CPU's bit for bit.
+//
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <type_traits>
 
 #include "natslm/base/lifetime.h"
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/cuda/carver.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/roles/assignment.h"
+#include "natslm/roles/cuda/row_blocks.h"
 #include "natslm/roles/gumbel.h"
 #include "natslm/roles/lifetimes.h"
 #include "natslm/roles/role_choice.h"
@@ -23,37 +30,23 @@
 namespace natslm::roles {
 namespace {
 
-constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kWarp = 32, kThreads = kBlockThreads, kWarps = kThreads / kWarp;
+static_assert(kWarps <= kWarp, "a warp combines the warps' numbers");
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kSegments = kernels::KeyOrder::kSegments;
 constexpr int32_t kNone = kForever;  // of a chunk's number
 
-// How a row of tokens is cut: whole chunks a block, no more than kMaxChunks of them.
-constexpr int32_t kMaxChunks = 512;
-struct Blocks {
-  int32_t chunks, count;  // of a block; blocks of a row
-  int64_t tokens;         // of a block
-};
-Blocks blocks_of(int32_t tokens, int32_t chunk) {
-  Blocks blocks;
-  blocks.chunks = std::max(1, kMaxChunks / chunk);
-  blocks.tokens = int64_t{blocks.chunks} * chunk;
-  // Texts without tokens have a block, too: it writes their shares.
-  blocks.count = std::max(1, static_cast<int32_t>((tokens + blocks.tokens - 1) / blocks.tokens));
-  return blocks;
-}
-
-// What choose_roles and write_lifetimes leave behind of each block.
+// What the first two steps leave behind of each block.
 struct BlockRoles {
   int32_t first_global;  // chunk, kNone if the block has no Global
   int32_t last_passed;   // last argmax Global that ends before the newest token, -1 if none
 };
-struct BlockKeys {
-  int64_t pairs;  // (query, key) pairs alive
-  double mean;    // of the keys: sum of 1 / (i + 1) over the queries i up to their last
-  int32_t end;    // keys the newest token reads
-  int32_t plain;  // likewise with the argmax roles, of complete chunks
+struct alignas(16) BlockKeys {
   int32_t keys[kSegments];
+  int32_t end;    // keys the newest token reads
+  int64_t pairs;  // (query, key) pairs alive
+  double mean;    // of the keys that die before: sum of 1 / (i + 1) over the queries i up to last
+  int32_t plain;  // keys the newest token reads with the argmax roles, of complete chunks
 };
 
 struct Scratch {
@@ -62,11 +55,10 @@ struct Scratch {
   BlockKeys* block_keys;    // likewise
 };
 
-Scratch take_scratch(kernels::cuda::Carver& carver, const Assignment& p) {
-  const int64_t rows = int64_t{p.batch} * p.kv_heads;
-  const int64_t blocks = rows * blocks_of(p.tokens, p.options.chunk).count;
+Scratch take_scratch(kernels::cuda::Carver& carver, const Assignment& p, const RowBlocks& cut) {
+  const int64_t rows = int64_t{p.batch} * p.kv_heads, blocks = rows * cut.count;
   Scratch scratch;
-  scratch.roles = carver.take<uint8_t>(rows * (p.tokens / p.options.chunk));
+  scratch.roles = carver.take<uint8_t>(cut.together ? 0 : rows * (p.tokens / p.options.chunk));
   scratch.block_roles = carver.take<BlockRoles>(blocks);
   scratch.block_keys = carver.take<BlockKeys>(blocks);
   return scratch;
@@ -77,13 +69,12 @@ struct Problem {
   int32_t batch, kv_heads, tokens;
   Options options;
   const void* logits;
-  DType logits_dtype;
   int64_t logits_batch_stride, logits_token_stride;
   const int32_t* lengths;
   const float* bias;
   bool sample;
   uint64_t seed;
-  int64_t step;
+  NoiseKey key;  // of the host's step
   const int64_t* device_step;
   int32_t layer, first_head;
   const int64_t* sequences;
@@ -91,7 +82,7 @@ struct Problem {
   int32_t *last, *horizons;
   float *onehot, *soft, *shares;
   int32_t *order, *ends;
-  Blocks blocks;
+  RowBlocks blocks;
   Scratch scratch;
 };
 
@@ -99,238 +90,318 @@ __device__ int32_t length_of(const int32_t* lengths, int32_t b, int32_t tokens) 
   return lengths ? min(max(lengths[b], 0), tokens) : tokens;
 }
 
-// Where a block of threads stands.
+// x / c; mostly c is 1, and a division is some thirty instructions.
+__device__ inline int32_t divided(int32_t x, int32_t c) {
+  return c == 1 ? x : x / c;
+}
+
+// Where a block of threads stands: block x of the row of head y of sequence z.
 struct Place {
-  int32_t row, block;  // row = b * Hkv + head
-  int32_t b, head;
-  int32_t length, chunks;            // of the sequence; complete ones
-  int32_t first_chunk, first, stop;  // the block's: first chunk, first token, one past the last
+  int32_t b, head, block;
+  int64_t row, number;         // b * Hkv + head; of the block among all
+  int32_t length, chunks;      // of the sequence; complete ones
+  int32_t first_chunk, count;  // the block's: first chunk; chunks that have a role
+  int32_t first, stop;         // first token, one past the last of the T
   __device__ explicit Place(const Problem& p) {
-    row = blockIdx.x / p.blocks.count;
-    block = blockIdx.x % p.blocks.count;
-    b = row / p.kv_heads;
-    head = row % p.kv_heads;
+    const int32_t c = p.options.chunk;
+    b = static_cast<int32_t>(blockIdx.z);
+    head = static_cast<int32_t>(blockIdx.y);
+    block = static_cast<int32_t>(blockIdx.x);
+    row = int64_t{b} * p.kv_heads + head;
+    number = row * p.blocks.count + block;
     length = length_of(p.lengths, b, p.tokens);
-    chunks = length / p.options.chunk;
-    first_chunk = block * p.blocks.chunks;
-    first = static_cast<int32_t>(block * p.blocks.tokens);
-    stop = static_cast<int32_t>(min((block + 1) * p.blocks.tokens, int64_t{p.tokens}));
+    chunks = divided(length, c);
+    // The last blocks may lie beyond the row altogether, and then beyond any position.
+    const int64_t from = int64_t{block} * p.blocks.chunks, all = p.tokens;
+    first_chunk = static_cast<int32_t>(min(from, all));
+    count = max(0, min(p.blocks.chunks, chunks - first_chunk));
+    first = static_cast<int32_t>(min(from * c, all));
+    stop = static_cast<int32_t>(min((from + p.blocks.chunks) * c, all));
   }
 };
 
-// Combines x over the threads of a block, in an order that never changes; every thread gets the
-// result. `shared` must not be in use; it is free again after the next barrier.
-template <class T, class Combine>
-__device__ T over_block(T x, T (&shared)[kWarps], const Combine& combine) {
+__device__ inline int lane_id() {
+  return static_cast<int>(threadIdx.x) % kWarp;
+}
+__device__ inline int warp_id() {
+  return static_cast<int>(threadIdx.x) / kWarp;
+}
+
+// Sum over a warp; every lane gets it.
+__device__ inline int32_t warp_sum(int32_t x) {
+  return __reduce_add_sync(kAllLanes, x);
+}
+template <class T>
+__device__ inline T warp_sum(T x) {
 #pragma unroll
-  for (int d = kWarp / 2; d > 0; d /= 2) x = combine(x, __shfl_xor_sync(kAllLanes, x, d));
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = shared[0];
-#pragma unroll
-  for (int w = 1; w < kWarps; ++w) x = combine(x, shared[w]);
+  for (int d = kWarp / 2; d > 0; d /= 2) x += __shfl_xor_sync(kAllLanes, x, d);
   return x;
 }
 
-struct Min {
-  __device__ int32_t operator()(int32_t a, int32_t b) const { return min(a, b); }
-};
-struct Max {
-  __device__ int32_t operator()(int32_t a, int32_t b) const { return max(a, b); }
-};
-struct Sum {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
-  }
+// Lane w gets warp w's number.
+template <class T>
+__device__ inline T of_warps(const T (&x)[kWarps]) {
+  return lane_id() < kWarps ? x[lane_id()] : T{};
+}
+
+// --- first step ---
+
+struct ChooseShared {
+  int32_t first_global[kWarps], last_passed[kWarps];
 };
 
-__global__ void __launch_bounds__(kThreads) choose_roles(const Problem p) {
-  __shared__ int32_t shared_min[kWarps], shared_max[kWarps];
-  const Place at(p);
-  const int32_t c = p.options.chunk, all = p.tokens / c;
+// The logits of a chunk as they lie in memory: a number is widened where it is used, not where it
+// is loaded, so that nothing waits for the load before.
+struct LoadedLogits {
+  uint32_t words[kRoles];
+};
+
+template <DType kType>
+__device__ inline LoadedLogits load_logits(const Problem& p, const Place& at, int32_t chunk) {
+  const int32_t c = p.options.chunk;
+  const int64_t first =
+      at.b * p.logits_batch_stride + int64_t{chunk} * c * p.logits_token_stride + kRoles * at.head;
+  LoadedLogits loaded;
+  if (c > 1) {
+    const Triple means = chunk_logits(p.logits, kType, first, p.logits_token_stride, c);
+    for (int r = 0; r < kRoles; ++r) loaded.words[r] = __float_as_uint(means[r]);
+  } else {
+    using Word = std::conditional_t<kType == DType::kFloat32, uint32_t, uint16_t>;
+    const Word* from = static_cast<const Word*>(p.logits) + first;
+    for (int r = 0; r < kRoles; ++r) loaded.words[r] = from[r];
+  }
+  return loaded;
+}
+
+template <DType kType>
+__device__ inline Triple widened(const LoadedLogits& loaded, int32_t c) {
+  const int shift = kType == DType::kBFloat16 && c == 1 ? 16 : 0;
+  Triple x;
+  for (int r = 0; r < kRoles; ++r) x[r] = __uint_as_float(loaded.words[r] << shift);
+  return x;
+}
+
+// Chunk n of the block gets roles[n] (role used, and from bit 4 on the argmax one).
+template <DType kType>
+__device__ void choose(const Problem& p, const Place& at, uint8_t* roles, ChooseShared& shared) {
+  const int32_t c = p.options.chunk, all = divided(p.tokens, c);
   const float bias = p.bias ? p.bias[at.b] : 0.0f;
   const int64_t sequence = p.sequences ? p.sequences[at.b] : at.b;
-  const NoiseKey key = noise_key(p.seed, p.device_step ? *p.device_step : p.step, p.layer);
-  uint8_t* roles = p.scratch.roles + int64_t{at.row} * all;
-  float* soft = p.sample && p.soft ? p.soft + int64_t{at.row} * all * kRoles : nullptr;
+  NoiseKey key = p.key;
+  if (p.device_step) key = noise_key(p.seed, *p.device_step, p.layer);
+  float* soft = p.sample ? p.soft : nullptr;
+  if (soft) soft += (at.row * all + at.first_chunk) * kRoles;
 
   int32_t first_global = kNone, last_passed = -1;
-  const int32_t stop = min(at.first_chunk + p.blocks.chunks, all);
-  for (int32_t chunk = at.first_chunk + threadIdx.x; chunk < stop; chunk += kThreads) {
-    Triple probabilities = {};
-    if (chunk < at.chunks) {
-      const int32_t begin = chunk * c, final = begin + c - 1;
-      const Triple logits = chunk_logits(
-          p.logits, p.logits_dtype,
-          at.b * p.logits_batch_stride + begin * p.logits_token_stride + kRoles * at.head,
-          p.logits_token_stride, c);
-      RoleChoice choice =
-          p.sample ? sample_role(logits, p.options.set, bias,
-                                 gumbel_noise(key, p.first_head + at.head, sequence, begin))
-                   : choose_role(logits, p.options.set, bias);
-      if (chunk == 0) {
-        choice.used = choice.plain = kGlobal;
-      } else if (soft) {
-        probabilities = softmax(choice.scores, p.options.set);
-      }
-      roles[chunk] = static_cast<uint8_t>(choice.used | choice.plain << 4);
-      if (choice.used == kGlobal) first_global = min(first_global, chunk);
-      if (choice.plain == kGlobal && final < at.length - 1) last_passed = chunk;
-    }
+  auto n = static_cast<int32_t>(threadIdx.x);
+  LoadedLogits next = {};
+  if (n < at.count) next = load_logits<kType>(p, at, at.first_chunk + n);
+#pragma unroll 1
+  for (; n < at.count; n += kThreads) {
+    const Triple logits = widened<kType>(next, c);
+    const int32_t chunk = at.first_chunk + n, begin = chunk * c;
+    // On its way while this one is worked on.
+    if (n + kThreads < at.count) next = load_logits<kType>(p, at, chunk + kThreads);
+    RoleChoice choice =
+        p.sample ? sample_role(logits, p.options.set, bias,
+                               gumbel_noise(key, p.first_head + at.head, sequence, begin))
+                 : choose_role(logits, p.options.set, bias);
+    if (chunk == 0) choice.used = choice.plain = kGlobal;
     if (soft) {
-      for (int role = 0; role < kRoles; ++role) {
-        soft[int64_t{chunk} * kRoles + role] = probabilities[role];
-      }
+      const Triple y = chunk == 0 ? Triple{} : softmax(choice.scores, p.options.set);
+      for (int role = 0; role < kRoles; ++role) soft[int64_t{n} * kRoles + role] = y[role];
+    }
+    roles[n] = static_cast<uint8_t>(choice.used | choice.plain << 4);
+    if (choice.used == kGlobal) first_global = min(first_global, chunk);
+    if (choice.plain == kGlobal && begin + c < at.length) last_passed = chunk;
+  }
+  if (soft) {  // no gradient past the length
+    const int32_t stop = min(p.blocks.chunks, all - at.first_chunk);
+    for (n = at.count + static_cast<int32_t>(threadIdx.x); n < stop; n += kThreads) {
+      for (int role = 0; role < kRoles; ++role) soft[int64_t{n} * kRoles + role] = 0.0f;
     }
   }
-  first_global = over_block(first_global, shared_min, Min{});
-  last_passed = over_block(last_passed, shared_max, Max{});
-  if (threadIdx.x == 0) p.scratch.block_roles[blockIdx.x] = {first_global, last_passed};
+
+  first_global = __reduce_min_sync(kAllLanes, first_global);
+  last_passed = __reduce_max_sync(kAllLanes, last_passed);
+  if (lane_id() == 0) {
+    shared.first_global[warp_id()] = first_global;
+    shared.last_passed[warp_id()] = last_passed;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kWarps; ++w) {
+      first_global = min(first_global, shared.first_global[w]);
+      last_passed = max(last_passed, shared.last_passed[w]);
+    }
+    p.scratch.block_roles[at.number] = {first_global, last_passed};
+  }
 }
 
-// next[n] = the first Global after chunk n of the block, kNone if there is none; `beyond` is the
-// first one of the blocks after this one. A thread looks after two chunks.
-__device__ void find_next_globals(const uint8_t* roles, int32_t first_chunk, int32_t count,
-                                  int32_t beyond, int32_t (&next)[kMaxChunks],
-                                  int32_t (&shared)[kWarps]) {
+// --- second step ---
+
+struct LiveShared {
+  int32_t next[kMaxChunks];  // the first Global after chunk n of the block, kNone if there is none
+  int32_t first_global[kWarps];
+  int32_t sums[kSegments + 2][kWarps];
+  int64_t pairs[kWarps];
+  double mean[kWarps];
+};
+
+// Fills `next`; `beyond` is the first Global of the blocks after this one. A warp looks after 64
+// chunks, a lane after two. Ends with a barrier.
+__device__ void find_next_globals(const Place& at, const uint8_t* roles, int32_t beyond,
+                                  LiveShared& shared) {
   static_assert(kMaxChunks == 2 * kThreads);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int32_t n = 2 * threadIdx.x;
-  const auto global_at = [&](int32_t i) {
-    return i < count && (roles[i] & 15) == kGlobal ? first_chunk + i : kNone;
+  const int lane = lane_id(), warp = warp_id();
+  const int32_t n = 2 * static_cast<int32_t>(threadIdx.x);
+  const auto is_global = [&](int32_t i) { return i < at.count && (roles[i] & 15) == kGlobal; };
+  const unsigned even = __ballot_sync(kAllLanes, is_global(n));
+  const unsigned odd = __ballot_sync(kAllLanes, is_global(n + 1));
+  const auto chunk_of = [&](int i) {  // the first Global of lane i
+    return at.first_chunk + 2 * (kWarp * warp + i) + (even >> i & 1 ? 0 : 1);
   };
-  const int32_t second = global_at(n + 1);
-  int32_t mine = min(global_at(n), second);  // then: of this thread and the lanes after it
-#pragma unroll
-  for (int d = 1; d < kWarp; d *= 2) {
-    const int32_t other = __shfl_down_sync(kAllLanes, mine, d);
-    if (lane + d < kWarp) mine = min(mine, other);
-  }
-  if (lane == 0) shared[warp] = mine;
-  int32_t after = __shfl_down_sync(kAllLanes, mine, 1);
-  if (lane == kWarp - 1) after = kNone;
+  const unsigned either = even | odd;
+  if (lane == 0) shared.first_global[warp] = either ? chunk_of(__ffs(either) - 1) : kNone;
   __syncthreads();
-  for (int w = warp + 1; w < kWarps; ++w) after = min(after, shared[w]);
-  after = min(after, beyond);
-  next[n + 1] = after;
-  next[n] = min(second, after);
+  const int32_t later = lane < kWarps && lane > warp ? shared.first_global[lane] : kNone;
+  int32_t after = min(beyond, __reduce_min_sync(kAllLanes, later));
+  const unsigned ahead = either & ~((2u << lane) - 1);  // of the lanes after this one
+  if (ahead) after = chunk_of(__ffs(ahead) - 1);
+  shared.next[n + 1] = after;
+  shared.next[n] = odd >> lane & 1 ? at.first_chunk + n + 1 : after;
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads) write_lifetimes(const Problem p) {
-  __shared__ int32_t shared_min[kWarps], shared_max[kWarps], shared_next[kWarps];
-  __shared__ int32_t shared_int[2 + kSegments][kWarps];
-  __shared__ int64_t shared_pairs[kWarps];
-  __shared__ double shared_mean[kWarps];
-  __shared__ int32_t next[kMaxChunks];
-  __shared__ int8_t tile_role[kThreads];
-  const Place at(p);
-  const int32_t c = p.options.chunk, window = p.options.window, newest = at.length - 1;
-  const int64_t base = int64_t{at.row} * p.tokens;
-  const int64_t plane = int64_t{p.batch} * p.kv_heads * p.tokens;
-
-  const BlockRoles* blocks = p.scratch.block_roles + int64_t{at.row} * p.blocks.count;
-  int32_t beyond = kNone, passed = -1;
-  for (int32_t i = threadIdx.x; i < p.blocks.count; i += kThreads) {
-    if (i > at.block) beyond = min(beyond, blocks[i].first_global);
-    passed = max(passed, blocks[i].last_passed);
+// What a token of the text has.
+struct Life {
+  int32_t role, last;
+  int32_t as_local, as_sliding;  // last under these roles; a Global's is kForever
+};
+__device__ inline Life life_of(const Problem& p, const Place& at, const uint8_t* roles,
+                               const int32_t* next, int32_t t) {
+  const int32_t c = p.options.chunk, chunk = divided(t, c), n = chunk - at.first_chunk;
+  Life life = {kGlobal, kForever, kForever, kForever};
+  if (n < at.count) {
+    const int32_t final = chunk * c + c - 1;
+    life.role = roles[n] & 15;
+    if (next[n] != kNone) life.as_local = next[n] * c + c - 1;
+    life.as_sliding = window_end(final, p.options.window);
+    if (life.role == kLocal) life.last = life.as_local;
+    if (life.role == kSliding) life.last = life.as_sliding;
   }
-  beyond = over_block(beyond, shared_min, Min{});
-  passed = over_block(passed, shared_max, Max{});
+  return life;
+}
 
-  const uint8_t* roles = p.scratch.roles + int64_t{at.row} * (p.tokens / c) + at.first_chunk;
-  const int32_t count = max(0, min(p.blocks.chunks, at.chunks - at.first_chunk));
-  find_next_globals(roles, at.first_chunk, count, beyond, next, shared_next);
+// Leaves the block's numbers, and `next` in shared memory.
+__device__ void count(const Problem& p, const Place& at, const uint8_t* roles, LiveShared& shared) {
+  const int32_t c = p.options.chunk, window = p.options.window, newest = at.length - 1;
+  const int lane = lane_id();
+
+  // Each warp for itself: to wait for the others would cost more.
+  const BlockRoles* blocks = p.scratch.block_roles + at.row * p.blocks.count;
+  int32_t beyond = kNone, passed = -1;
+  for (int32_t i = lane; i < p.blocks.count; i += kWarp) {
+    const BlockRoles other = blocks[i];
+    if (i > at.block) beyond = min(beyond, other.first_global);
+    passed = max(passed, other.last_passed);
+  }
+  beyond = __reduce_min_sync(kAllLanes, beyond);
+  passed = __reduce_max_sync(kAllLanes, passed);
+  find_next_globals(at, roles, beyond, shared);
 
   BlockKeys mine = {};
-  for (int32_t n = threadIdx.x; n < count; n += kThreads) {
+  for (auto n = static_cast<int32_t>(threadIdx.x); n < at.count; n += kThreads) {
     const int32_t chunk = at.first_chunk + n, final = chunk * c + c - 1, role = roles[n] >> 4;
     const bool lives =
         role == kGlobal || (role == kLocal ? chunk > passed : window_end(final, window) >= newest);
     if (lives) mine.plain += c;
   }
 
-  const int32_t reach = key_reach(p.options);
-  const double whole = harmonic_number(at.length);
-  for (int32_t tile = at.first; tile < at.stop; tile += kThreads) {
-    const int32_t t = tile + threadIdx.x;
-    int32_t role = -1;
-    if (t < at.stop) {
-      int32_t last = -1, as_global = -1, as_local = -1, as_sliding = -1;
-      if (t < at.length) {
-        role = kGlobal;
-        last = as_global = as_local = as_sliding = kForever;
-        const int32_t chunk = t / c, n = chunk - at.first_chunk;
-        if (chunk < at.chunks) {
-          role = roles[n] & 15;
-          if (next[n] != kNone) as_local = next[n] * c + c - 1;
-          as_sliding = window_end(chunk * c + c - 1, window);
-          last = role == kGlobal ? as_global : role == kLocal ? as_local : as_sliding;
-        }
-        const int64_t served = queries_served(t, last, at.length);
-        mine.pairs += served;
-        mine.end += last >= newest;
-        mine.mean += last >= newest ? whole : harmonic_number(t + static_cast<int32_t>(served));
-        const int segment = key_segment(t, last, reach);
+  const int32_t reach = key_reach(p.options), stop = min(at.stop, at.length);
+  for (int32_t t = at.first + static_cast<int32_t>(threadIdx.x); t < stop; t += kThreads) {
+    const int32_t last = life_of(p, at, roles, shared.next, t).last;
+    mine.pairs += queries_served(t, last, at.length);
+    if (last >= newest) {
+      ++mine.end;
+    } else {
+      mine.mean += harmonic_estimate(last + 1);
+    }
+    const int segment = key_segment(t, last, reach);
 #pragma unroll
-        for (int s = 0; s < kSegments; ++s) mine.keys[s] += segment == s;
-      }
-      p.last[base + t] = last;
-      p.horizons[base + t] = as_global;
-      p.horizons[plane + base + t] = as_local;
-      p.horizons[2 * plane + base + t] = as_sliding;
-      p.roles[base + t] = static_cast<int8_t>(max(role, int32_t{kGlobal}));
-    }
-    tile_role[threadIdx.x] = static_cast<int8_t>(role);
-    __syncthreads();
-    const int32_t floats = min(kThreads, at.stop - tile) * kRoles;
-    float* onehot = p.onehot + (base + tile) * kRoles;
-    for (int32_t i = threadIdx.x; i < floats; i += kThreads) {
-      onehot[i] = tile_role[i / kRoles] == i % kRoles ? 1.0f : 0.0f;
-    }
-    __syncthreads();
+    for (int s = 0; s < kSegments; ++s) mine.keys[s] += segment == s;
   }
 
-  BlockKeys sum;
-  sum.pairs = over_block(mine.pairs, shared_pairs, Sum{});
-  sum.mean = over_block(mine.mean, shared_mean, Sum{});
-  sum.end = over_block(mine.end, shared_int[0], Sum{});
-  sum.plain = over_block(mine.plain, shared_int[1], Sum{});
+  mine.pairs = warp_sum(mine.pairs);
+  mine.mean = warp_sum(mine.mean);
+  mine.end = warp_sum(mine.end);
+  mine.plain = warp_sum(mine.plain);
 #pragma unroll
-  for (int s = 0; s < kSegments; ++s) {
-    sum.keys[s] = over_block(mine.keys[s], shared_int[2 + s], Sum{});
+  for (int s = 0; s < kSegments; ++s) mine.keys[s] = warp_sum(mine.keys[s]);
+  if (lane == 0) {
+    const int warp = warp_id();
+    shared.pairs[warp] = mine.pairs;
+    shared.mean[warp] = mine.mean;
+#pragma unroll
+    for (int s = 0; s < kSegments; ++s) shared.sums[s][warp] = mine.keys[s];
+    shared.sums[kSegments][warp] = mine.end;
+    shared.sums[kSegments + 1][warp] = mine.plain;
   }
-  if (threadIdx.x == 0) p.scratch.block_keys[blockIdx.x] = sum;
+  __syncthreads();
+  if (warp_id() != 0) return;
+  BlockKeys sum;
+  sum.pairs = warp_sum(of_warps(shared.pairs));
+  sum.mean = warp_sum(of_warps(shared.mean));
+#pragma unroll
+  for (int s = 0; s < kSegments; ++s) sum.keys[s] = warp_sum(of_warps(shared.sums[s]));
+  sum.end = warp_sum(of_warps(shared.sums[kSegments]));
+  sum.plain = warp_sum(of_warps(shared.sums[kSegments + 1]));
+  if (lane == 0) p.scratch.block_keys[at.number] = sum;
 }
 
-// The shares of method.md, "Price of memory", of a row.
+__device__ void write(const Problem& p, const Place& at, const uint8_t* roles,
+                      const int32_t* next) {
+  const int64_t base = at.row * p.tokens, plane = int64_t{p.batch} * p.kv_heads * p.tokens;
+  for (int32_t t = at.first + static_cast<int32_t>(threadIdx.x); t < at.stop; t += kThreads) {
+    const bool exists = t < at.length;
+    const Life life = exists ? life_of(p, at, roles, next, t) : Life{-1, -1, -1, -1};
+    p.last[base + t] = life.last;
+    p.horizons[base + t] = exists ? kForever : -1;
+    p.horizons[plane + base + t] = life.as_local;
+    p.horizons[2 * plane + base + t] = life.as_sliding;
+    p.roles[base + t] = static_cast<int8_t>(max(life.role, int32_t{kGlobal}));
+    float* onehot = p.onehot + (base + t) * kRoles;
+#pragma unroll
+    for (int r = 0; r < kRoles; ++r) onehot[r] = life.role == r ? 1.0f : 0.0f;
+  }
+}
+
+// --- third step ---
+
+// The shares of method.md, "Price of memory", of a row: one warp.
 __device__ void write_shares(const Problem& p, const Place& at) {
-  __shared__ int64_t shared_pairs[kWarps];
-  __shared__ double shared_mean[kWarps];
-  __shared__ int32_t shared_int[2][kWarps];
-  const BlockKeys* blocks = p.scratch.block_keys + int64_t{at.row} * p.blocks.count;
+  const BlockKeys* blocks = p.scratch.block_keys + at.row * p.blocks.count;
   BlockKeys sum = {};
-  for (int32_t i = threadIdx.x; i < p.blocks.count; i += kThreads) {
+  for (int32_t i = lane_id(); i < p.blocks.count; i += kWarp) {
     sum.pairs += blocks[i].pairs;
     sum.mean += blocks[i].mean;
     sum.end += blocks[i].end;
     sum.plain += blocks[i].plain;
   }
-  sum.pairs = over_block(sum.pairs, shared_pairs, Sum{});
-  sum.mean = over_block(sum.mean, shared_mean, Sum{});
-  sum.end = over_block(sum.end, shared_int[0], Sum{});
-  sum.plain = over_block(sum.plain, shared_int[1], Sum{});
-  if (threadIdx.x != 0) return;
-  float* out = p.shares + int64_t{at.row} * kShares;
+  sum.pairs = warp_sum(sum.pairs);
+  sum.mean = warp_sum(sum.mean);
+  sum.end = warp_sum(sum.end);
+  sum.plain = warp_sum(sum.plain);
+  if (lane_id() != 0) return;
+  float* out = p.shares + at.row * kShares;
   if (at.length == 0) {
     for (int i = 0; i < kShares; ++i) out[i] = 1.0f;
     return;
   }
-  const double n = at.length;
+  const double n = at.length, whole = harmonic_number(at.length);
   // A key is charged for the queries from its own on: the harmonic numbers of 0 .. n - 1, whose sum
   // is n H(n) - n, come off.
-  const double mean = sum.mean - (n * harmonic_number(at.length) - n);
+  const double mean = sum.mean + sum.end * whole - (n * whole - n);
   out[kPairs] = static_cast<float>(static_cast<double>(sum.pairs) / (n * (n + 1) / 2));
   out[kKvEnd] = static_cast<float>(static_cast<double>(sum.end) / n);
   out[kKvMean] = static_cast<float>(mean / n);
@@ -338,58 +409,136 @@ __device__ void write_shares(const Problem& p, const Place& at) {
   out[kArgmaxKvEnd] = static_cast<float>(static_cast<double>(sum.plain + no_role) / n);
 }
 
-__global__ void __launch_bounds__(kThreads) write_order(const Problem p) {
-  __shared__ int32_t shared_sum[2 * kSegments][kWarps];
-  __shared__ int32_t in_warp[kSegments][kWarps];
-  const Place at(p);
-  if (at.block == 0) write_shares(p, at);
-  if (!p.ends) return;
+struct OrderShared {
+  // Keys of each segment in the tile of tokens at hand; the next tile's are written before all
+  // warps have read these.
+  int32_t in_warp[2][kSegments][kWarps];
+};
 
-  const BlockKeys* blocks = p.scratch.block_keys + int64_t{at.row} * p.blocks.count;
-  int32_t total[kSegments] = {}, before[kSegments] = {};
-  for (int32_t i = threadIdx.x; i < p.blocks.count; i += kThreads) {
+// last_of(t): of token t of the block.
+template <class LastOf>
+__device__ void put_in_order(const Problem& p, const Place& at, OrderShared& shared,
+                             const LastOf& last_of) {
+  const int lane = lane_id(), warp = warp_id();
+  if (p.ends) {
+    const BlockKeys* blocks = p.scratch.block_keys + at.row * p.blocks.count;
+    int32_t total[kSegments] = {}, before[kSegments] = {};
+    for (int32_t i = lane; i < p.blocks.count; i += kWarp) {
 #pragma unroll
-    for (int s = 0; s < kSegments; ++s) {
-      total[s] += blocks[i].keys[s];
-      before[s] += i < at.block ? blocks[i].keys[s] : 0;
-    }
-  }
-  int32_t place[kSegments], end = 0;  // where the block's next key of each segment goes
-#pragma unroll
-  for (int s = 0; s < kSegments; ++s) {
-    place[s] = end + over_block(before[s], shared_sum[s], Sum{});
-    end += over_block(total[s], shared_sum[kSegments + s], Sum{});
-    if (at.block == 0 && threadIdx.x == 0) p.ends[at.row * kSegments + s] = end;
-  }
-
-  const int32_t reach = key_reach(p.options);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t base = int64_t{at.row} * p.tokens;
-  const int32_t stop = min(at.stop, at.length);
-  for (int32_t tile = at.first; tile < stop; tile += kThreads) {
-    const int32_t t = tile + threadIdx.x;
-    const int segment = t < stop ? key_segment(t, p.last[base + t], reach) : kSegments;
-    int32_t rank = 0;
-#pragma unroll
-    for (int s = 0; s < kSegments; ++s) {
-      const unsigned same = __ballot_sync(kAllLanes, segment == s);
-      if (segment == s) rank = __popc(same & ((1u << lane) - 1));
-      if (lane == 0) in_warp[s][warp] = __popc(same);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int s = 0; s < kSegments; ++s) {
-      int32_t earlier = 0, all = 0;
-      for (int w = 0; w < kWarps; ++w) {
-        earlier += w < warp ? in_warp[s][w] : 0;
-        all += in_warp[s][w];
+      for (int s = 0; s < kSegments; ++s) {
+        total[s] += blocks[i].keys[s];
+        before[s] += i < at.block ? blocks[i].keys[s] : 0;
       }
-      if (segment == s) p.order[base + place[s] + earlier + rank] = t;
-      place[s] += all;
     }
-    __syncthreads();
+    int32_t place[kSegments], end = 0;  // where the block's next key of each segment goes
+#pragma unroll
+    for (int s = 0; s < kSegments; ++s) {
+      place[s] = end + warp_sum(before[s]);
+      end += warp_sum(total[s]);
+      if (at.block == 0 && threadIdx.x == 0) p.ends[at.row * kSegments + s] = end;
+    }
+
+    const int32_t reach = key_reach(p.options), stop = min(at.stop, at.length);
+    const int64_t base = at.row * p.tokens;
+    int buffer = 0;
+    for (int32_t tile = at.first; tile < stop; tile += kThreads, buffer ^= 1) {
+      const int32_t t = tile + static_cast<int32_t>(threadIdx.x);
+      const int segment = t < stop ? key_segment(t, last_of(t), reach) : kSegments;
+      int32_t rank = 0;
+#pragma unroll
+      for (int s = 0; s < kSegments; ++s) {
+        const unsigned same = __ballot_sync(kAllLanes, segment == s);
+        if (segment == s) rank = __popc(same & ((1u << lane) - 1));
+        if (lane == 0) shared.in_warp[buffer][s][warp] = __popc(same);
+      }
+      __syncthreads();
+#pragma unroll
+      for (int s = 0; s < kSegments; ++s) {
+        const int32_t count = lane < kWarps ? shared.in_warp[buffer][s][lane] : 0;
+        const int32_t earlier = warp_sum(lane < warp ? count : 0);
+        if (segment == s) p.order[base + place[s] + earlier + rank] = t;
+        place[s] += warp_sum(count);
+      }
+    }
   }
+  if (at.block == 0 && warp == kWarps - 1) write_shares(p, at);
 }
+
+// --- the launches ---
+
+constexpr int kBlocksPerMultiprocessor = 2;
+
+template <DType kType>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    choose_roles(const Problem p) {
+  __shared__ ChooseShared shared;
+  const Place at(p);
+  choose<kType>(p, at,
+                p.scratch.roles + at.row * divided(p.tokens, p.options.chunk) + at.first_chunk,
+                shared);
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    make_lifetimes(const Problem p) {
+  __shared__ LiveShared shared;
+  __shared__ uint8_t roles[kMaxChunks];
+  const Place at(p);
+  const uint8_t* from =
+      p.scratch.roles + at.row * divided(p.tokens, p.options.chunk) + at.first_chunk;
+  for (auto n = static_cast<int32_t>(threadIdx.x); n < at.count; n += kThreads) roles[n] = from[n];
+  __syncthreads();
+  count(p, at, roles, shared);
+  write(p, at, roles, shared.next);
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) write_order(const Problem p) {
+  __shared__ OrderShared shared;
+  const Place at(p);
+  const int32_t* last = p.last + at.row * p.tokens;
+  put_in_order(p, at, shared, [&](int32_t t) { return last[t]; });
+}
+
+// Every thread says that it has got here, and later waits until all threads of the row's blocks
+// have. What a block's first warp wrote to global memory before the one can be read by all of them
+// after the other.
+__device__ inline void arrive_at_row(const RowBlocks& blocks) {
+#if __CUDA_ARCH__ >= 900
+  if (blocks.count == 1) return;
+  // Only that warp's writes are published, not everything that the block has on its way to memory.
+  if (threadIdx.x < kWarp) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_row(const RowBlocks& blocks) {
+  if (blocks.count == 1) {
+    __syncthreads();
+    return;
+  }
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
+template <DType kType>
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) assign_rows(const Problem p) {
+  __shared__ uint8_t roles[kMaxChunks];
+  __shared__ ChooseShared choose_shared;
+  __shared__ LiveShared live_shared;
+  __shared__ OrderShared order_shared;
+  const Place at(p);
+  choose<kType>(p, at, roles, choose_shared);
+  arrive_at_row(p.blocks);
+  wait_for_row(p.blocks);
+  count(p, at, roles, live_shared);
+  arrive_at_row(p.blocks);
+  // While the other blocks' numbers come in; and what is written here is not waited for.
+  write(p, at, roles, live_shared.next);
+  wait_for_row(p.blocks);
+  put_in_order(p, at, order_shared,
+               [&](int32_t t) { return life_of(p, at, roles, live_shared.next, t).last; });
+}
+
+constexpr int kGradientThreads = 256;
 
 struct Gradient {
   int32_t batch, kv_heads, tokens, chunk;
@@ -402,10 +551,11 @@ struct Gradient {
 };
 
 // A thread a chunk of one head, the incomplete chunk included.
-__global__ void __launch_bounds__(kThreads) differentiate(const Gradient p) {
-  const int32_t c = p.chunk, slots = (p.tokens - 1) / c + 1, blocks = (slots - 1) / kThreads + 1;
+__global__ void __launch_bounds__(kGradientThreads) differentiate(const Gradient p) {
+  const int32_t c = p.chunk, slots = (p.tokens - 1) / c + 1,
+                blocks = (slots - 1) / kGradientThreads + 1;
   const int32_t row = blockIdx.x / blocks;
-  const int32_t chunk = (blockIdx.x % blocks) * kThreads + threadIdx.x;
+  const int32_t chunk = (blockIdx.x % blocks) * kGradientThreads + threadIdx.x;
   if (chunk >= slots) return;
   const int32_t b = row / p.kv_heads, head = row % p.kv_heads;
   const int32_t length = length_of(p.lengths, b, p.tokens);
@@ -449,6 +599,70 @@ unsigned grid(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
+// The launch of every kernel here: a block of threads for each block of a row, rows as heads and
+// sequences.
+cudaLaunchConfig_t launch_config(const Problem& p, CUstream_st* stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(p.blocks.count), static_cast<unsigned>(p.kv_heads),
+                        static_cast<unsigned>(p.batch));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  return config;
+}
+
+cudaLaunchAttribute cluster_of(int32_t blocks) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+// Blocks that this device can place as one cluster, see row_blocks.
+int32_t find_most_together(int device) {
+  int major = 0;
+  NATSLM_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  if (major != 9) return 1;  // what later devices compile at start knows no clusters
+  int32_t most = kMaxTogether;
+  for (const auto kernel : {assign_rows<DType::kFloat32>, assign_rows<DType::kBFloat16>}) {
+    NATSLM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    for (; most > 1; most /= 2) {
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(static_cast<unsigned>(most));
+      config.blockDim = dim3(kThreads);
+      cudaLaunchAttribute attribute = cluster_of(most);
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+      int clusters = 0;
+      if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess &&
+          clusters > 0) {
+        break;
+      }
+      cudaGetLastError();  // forgets that the question failed
+    }
+  }
+  return most;
+}
+
+// The same, asked once for each device: the answer takes longer than a launch.
+int32_t most_together() {
+  constexpr int kRemembered = 64;
+  static std::array<std::atomic<int32_t>, kRemembered> known{};
+  int device = 0;
+  NATSLM_CUDA(cudaGetDevice(&device));
+  if (device >= kRemembered) return find_most_together(device);
+  int32_t most = known[device].load(std::memory_order_relaxed);
+  if (most == 0) {
+    most = find_most_together(device);
+    known[device].store(most, std::memory_order_relaxed);
+  }
+  return most;
+}
+
+RowBlocks blocks_of(const Assignment& p) {
+  return row_blocks(p.tokens, p.options.chunk, most_together());
+}
+
 }  // namespace
 
 namespace cuda {
@@ -458,12 +672,16 @@ std::string_view why_not(const Assignment& p) {
   if (p.kv_heads < 1) return "there must be at least one KV head";
   if (p.options.chunk < 1 || p.options.window < 0) return "chunk or window is out of range";
   if (p.options.set == RoleSet::kDense) return "dense attention has no roles";
+  constexpr int32_t kMostOfAGrid = 65535;
+  if (p.batch > kMostOfAGrid || p.kv_heads > kMostOfAGrid) {
+    return "on a GPU there may be at most 65535 sequences and as many KV heads";
+  }
   return "";
 }
 
 size_t workspace_bytes(const Assignment& p) {
   kernels::cuda::Carver carver(nullptr);
-  take_scratch(carver, p);
+  take_scratch(carver, p, blocks_of(p));
   return carver.used();
 }
 
@@ -478,14 +696,13 @@ void assign(const Assignment& p, CUstream_st* stream) {
   q.tokens = p.tokens;
   q.options = p.options;
   q.logits = p.logits;
-  q.logits_dtype = p.logits_dtype;
   q.logits_batch_stride = p.logits_batch_stride;
   q.logits_token_stride = p.logits_token_stride;
   q.lengths = p.lengths;
   q.bias = p.bias;
   q.sample = p.sample;
   q.seed = p.seed;
-  q.step = p.step;
+  q.key = noise_key(p.seed, p.step, p.layer);
   q.device_step = p.device_step;
   q.layer = p.layer;
   q.first_head = p.first_head;
@@ -498,27 +715,34 @@ void assign(const Assignment& p, CUstream_st* stream) {
   q.shares = p.shares;
   q.order = p.order;
   q.ends = p.ends;
-  q.blocks = blocks_of(p.tokens, p.options.chunk);
+  q.blocks = blocks_of(p);
   kernels::cuda::Carver carver(p.workspace);
-  q.scratch = take_scratch(carver, p);
-  const unsigned blocks = grid(rows * q.blocks.count);
-  choose_roles<<<blocks, kThreads, 0, stream>>>(q);
-  NATSLM_CUDA(cudaGetLastError());
-  write_lifetimes<<<blocks, kThreads, 0, stream>>>(q);
-  NATSLM_CUDA(cudaGetLastError());
-  write_order<<<blocks, kThreads, 0, stream>>>(q);
-  NATSLM_CUDA(cudaGetLastError());
+  q.scratch = take_scratch(carver, p, q.blocks);
+  const bool narrow = p.logits_dtype == DType::kBFloat16;
+  cudaLaunchConfig_t config = launch_config(q, stream);
+  if (q.blocks.together) {
+    cudaLaunchAttribute cluster = cluster_of(q.blocks.count);
+    config.attrs = &cluster;
+    config.numAttrs = q.blocks.count > 1 ? 1 : 0;
+    const auto kernel = narrow ? assign_rows<DType::kBFloat16> : assign_rows<DType::kFloat32>;
+    NATSLM_CUDA(cudaLaunchKernelEx(&config, kernel, q));
+    return;
+  }
+  const auto first = narrow ? choose_roles<DType::kBFloat16> : choose_roles<DType::kFloat32>;
+  NATSLM_CUDA(cudaLaunchKernelEx(&config, first, q));
+  NATSLM_CUDA(cudaLaunchKernelEx(&config, make_lifetimes, q));
+  NATSLM_CUDA(cudaLaunchKernelEx(&config, write_order, q));
 }
 
 void assign_backward(const AssignmentGradient& p, CUstream_st* stream) {
   const int64_t rows = int64_t{p.batch} * p.kv_heads;
   if (rows == 0 || p.tokens == 0) return;
   const int64_t slots = (p.tokens - 1) / p.chunk + 1;
-  const unsigned blocks = grid(rows * ((slots - 1) / kThreads + 1));
-  differentiate<<<blocks, kThreads, 0, stream>>>({p.batch, p.kv_heads, p.tokens, p.chunk, p.lengths,
-                                                  p.horizons, p.soft, p.donehot, p.batch_stride,
-                                                  p.head_stride, p.token_stride, p.role_stride,
-                                                  p.dprice, p.device_dprice, p.dlogits});
+  const unsigned blocks = grid(rows * ((slots - 1) / kGradientThreads + 1));
+  differentiate<<<blocks, kGradientThreads, 0, stream>>>(
+      {p.batch, p.kv_heads, p.tokens, p.chunk, p.lengths, p.horizons, p.soft, p.donehot,
+       p.batch_stride, p.head_stride, p.token_stride, p.role_stride, p.dprice, p.device_dprice,
+       p.dlogits});
   NATSLM_CUDA(cudaGetLastError());
 }
 
