@@ -8,13 +8,15 @@ testing do not. A kind is one of three small vocabularies (byte-level BPE: ../to
 unigram.json) with members of tokenizer.json replaced. The texts are those of golden_tokenizer.py.
 """
 
+import base64
 import io
 import json
 import pathlib
 
 import sentencepiece
 from golden_tokenizer import END, FOLDER, block_text, fuzz_text, hash_of, texts, training_text
-from tokenizers import Tokenizer, __version__, decoders, models, normalizers, pre_tokenizers, trainers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer, __version__, models, normalizers, pre_tokenizers, trainers
 
 OUT = FOLDER / "pipelines"
 
@@ -110,6 +112,7 @@ def kinds(ids):
             split(regex("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
                         "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+")), byte_level(use_regex=False))}),
         "a pattern that matches nothing": ("bytes", {"pre_tokenizer": seq("Pre", split(regex("x*")), byte_level(use_regex=False))}),
+        "ends of lines": ("bytes", {"pre_tokenizer": seq("Pre", split(regex(r"^ +|^\w|\w$|[ \t]+$")), byte_level(use_regex=False))}),
         "llama 2": ("characters", {"normalizer": seq("Sequence", {"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS),
                                    "post_processor": bos, "decoder": LLAMA_DECODER}),
         "llama 2 without fusing": ("characters", {
@@ -219,7 +222,7 @@ def write_json(name, value):
 
 # ---- SentencePiece -------------------------------------------------------------------------------
 def sentencepiece_models():
-    """name -> (model, whether SentencePiece and `tokenizers`' form of it agree on everything)."""
+    """name -> the bytes of a .model file."""
     common = dict(sentence_iterator=None, minloglevel=2, num_threads=1, character_coverage=0.98,
                   hard_vocab_limit=False, max_sentence_length=100000)
     ways = {
@@ -246,11 +249,30 @@ def sentencepiece_models():
     return result
 
 
+def with_rules(processor, model):
+    """What `transformers` would make of the model, with SentencePiece's treatment of spaces at the ends."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    rules = base64.b64encode(proto.normalizer_spec.precompiled_charsmap).decode()
+    vocabulary = [[processor.id_to_piece(i), processor.get_score(i)] for i in range(processor.get_piece_size())]
+    return {"version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [added(i, vocabulary[i][0]) for i in range(3)],
+            "normalizer": seq("Sequence", {"type": "Precompiled", "precompiled_charsmap": rules},
+                              replace(regex(r"\A +| +\z"), ""), replace(regex(" {2,}"), " "),
+                              {"type": "Prepend", "prepend": "▁"}, SPACES_TO_MARKS),
+            "pre_tokenizer": None, "post_processor": None, "decoder": LLAMA_DECODER,
+            "model": {"type": "Unigram", "unk_id": 0, "vocab": vocabulary, "byte_fallback": False}}
+
+
 def record_sentencepiece():
     hashes = {"sentencepiece": sentencepiece.__version__}
     for name, model in sentencepiece_models().items():
         (OUT / f"{name}.model").write_bytes(model)
         oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
+        if name == "unigram-rules":  # where the two differ: SentencePiece takes the longest rule
+            oracle = Tokenizer.from_str(json.dumps(with_rules(oracle, model)))
+            hashes[name] = record(lambda text: oracle.encode(text.replace(END, "")).ids,
+                                  lambda ids: oracle.decode(ids, skip_special_tokens=False))
+            continue
         hashes[name] = record(lambda text: oracle.encode(text.replace(END, "")), oracle.decode)
     write_json("sentencepiece.json", hashes)
 

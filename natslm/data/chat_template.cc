@@ -85,7 +85,7 @@ ChatTemplate::ChatTemplate(std::string_view source, std::string bos_token, std::
   try {
     program_ = std::make_unique<const Program>(source_);
   } catch (const Error& error) {
-    fail("chat template: ", error.what());
+    fail("chat template: ", one_line(error.what()));
   }
 }
 
@@ -121,9 +121,9 @@ std::string ChatTemplate::render_json(std::string_view variables,
     }
     return program_->render(all, now.value_or(std::time(nullptr)));
   } catch (const jinja::Refused& error) {
-    fail("the chat template refuses this conversation: ", error.what());
+    fail("the chat template refuses this conversation: ", one_line(error.what()));
   } catch (const Error& error) {
-    fail("chat template: ", error.what());
+    fail("chat template: ", one_line(error.what()));
   }
 }
 
@@ -135,7 +135,7 @@ std::optional<ChatTemplate> load_chat_template(const fs::path& path, std::string
   } catch (const Error& error) {
     const std::string what = error.what();
     if (what.find(path.string()) != std::string::npos) throw;
-    fail(path.string(), ": ", what);
+    fail(path.string(), ": ", one_line(what));
   }
 }
 

@@ -120,7 +120,7 @@ Json byte_level_json(const GgufFile& file, const std::vector<std::string_view>& 
     if (id < 0) return;
     single.push_back({{"SpecialToken", {{"id", tokens[id]}, {"type_id", 0}}}});
     specials[std::string(tokens[id])] = {
-        {"id", tokens[id]}, {"ids", {id}}, {"tokens", {tokens[id]}}};
+        {"id", tokens[id]}, {"ids", Json::array({id})}, {"tokens", Json::array({tokens[id]})}};
   };
   if (file.get_bool(key("add_bos_token"), split.add_bos)) {
     special(special_id(file, "bos_token_id", tokens.size()));

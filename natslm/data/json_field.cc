@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/data/json_field.h"
 
+#include <cstdio>
 #include <functional>
 #include <unordered_set>
 #include <vector>
@@ -43,6 +44,22 @@ AnyJson parse(std::string_view text) {
 }
 
 }  // namespace
+
+std::string one_line(std::string_view text) {
+  std::string line;
+  for (const char c : text) {
+    if (c == '\n') {
+      line += "\\n";
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      char escape[8];
+      std::snprintf(escape, sizeof escape, "\\x%02X", static_cast<unsigned char>(c));
+      line += escape;
+    } else {
+      line += c;
+    }
+  }
+  return line;
+}
 
 Json parse_json(std::string_view text) {
   return parse<Json>(text);

@@ -24,6 +24,9 @@ Json parse_json(std::string_view text);
 // The same, members in the order of the text.
 nlohmann::ordered_json parse_ordered_json(std::string_view text);
 
+// Control characters as \n and \x1F: names and tokens in messages of one line.
+std::string one_line(std::string_view text);
+
 // A JSON value and its name in the file ("model.vocab"), for messages.
 class Field {
  public:
@@ -62,7 +65,8 @@ class Field {
     return value_->get<double>();
   }
   int32_t id() const {
-    need(value_->is_number_unsigned() && value_->get<uint64_t>() < uint64_t{kMostTokens},
+    need(value_->is_number_integer() && value_->get<int64_t>() >= 0 &&
+             value_->get<int64_t>() < kMostTokens,
          "must be a token id, 0 .. 16777215");
     return value_->get<int32_t>();
   }

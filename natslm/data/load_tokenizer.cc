@@ -15,7 +15,8 @@ namespace fs = std::filesystem;
 template <class Make>
 std::unique_ptr<Tokenizer> made(const fs::path& path, Make&& make) {
   const auto named = [&](const std::string& what) {
-    return what.find(path.string()) == std::string::npos ? path.string() + ": " + what : what;
+    const bool has = what.find(path.string()) != std::string::npos;
+    return one_line(has ? what : path.string() + ": " + what);
   };
   try {
     return make();

@@ -124,6 +124,7 @@ void Normalizer::add(const Field& field) {
   } else if (type == "Strip") {
     field.only({"type", "strip_left", "strip_right"});
     const bool left = field["strip_left"].flag(true), right = field["strip_right"].flag(true);
+    strips_left_ |= left;
     steps_.push_back([=](std::string& text) { strip(text, left, right); });
   } else if (type == "Prepend") {
     field.only({"type", "prepend"});
@@ -199,7 +200,9 @@ void Normalizer::add_bert(const Field& field) {
   if (field["strip_accents"].flag(lowercase)) {
     steps_.push_back([](std::string& text) {
       text = normalised(text, NormalForm::kNfd);
-      drop_marks(text);
+      rewrite(text, [](const CodePoint& c, std::string_view bytes, std::string& result) {
+        if (!is_nonspacing_mark(c.value)) result += bytes;
+      });
     });
   }
   if (lowercase) steps_.push_back(lower);

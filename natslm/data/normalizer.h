@@ -16,6 +16,9 @@ class Normalizer {
   // Throws Error naming a type or member that is not known. Null: changes nothing.
   explicit Normalizer(const Field& field);
 
+  // Does it take white space off the beginning? Text without its beginning no longer counts as the
+  // first of the whole.
+  bool strips_left() const { return strips_left_; }
   bool changes_nothing() const { return steps_.empty(); }
   void apply(std::string& text) const {
     for (const Step& step : steps_) step(text);
@@ -31,6 +34,7 @@ class Normalizer {
   void add_bert(const Field& field);
 
   std::vector<Step> steps_;
+  bool strips_left_ = false;
 };
 
 // Replaces every `from` in the text.

@@ -15,6 +15,7 @@
 #include "natslm/data/piece_model.h"
 #include "natslm/data/pre_tokenizer.h"
 #include "natslm/data/tokenizer_json.h"
+#include "natslm/data/unicode_classes.h"
 #include "natslm/data/vocabulary_json.h"
 
 namespace natslm::data {
@@ -219,8 +220,9 @@ void PipelineTokenizer::read_template(const Field& field) {
 
 // Turns names into what decoding makes of them.
 void PipelineTokenizer::fill_tokens(const Field& decoder) {
-  std::vector<bool> whole(tokens_.size());  // added tokens stay what they are in the text
-  for (const AddedToken& token : added_) whole[token.id] = true;
+  // Added tokens stay what they are in the text; normalised ones are written as the vocabulary is.
+  std::vector<bool> whole(tokens_.size());
+  for (const AddedToken& token : added_) whole[token.id] = !token.normalized;
   const auto change = [&](auto&& how) {
     for (size_t id = 0; id < tokens_.size(); ++id) {
       if (!whole[id] && !tokens_[id].empty()) how(id, tokens_[id]);
@@ -265,7 +267,9 @@ void PipelineTokenizer::fill_tokens(const Field& decoder) {
       fused = true;
     } else if (type == "Strip") {
       field.only({"type", "content", "start", "stop"});
-      field["start"].need(field["start"].value().is_number_unsigned(), "must be a number");
+      field["start"].need(
+          field["start"].value().is_number_integer() && field["start"].value().get<int64_t>() >= 0,
+          "must be a number from 0 on");
       field["stop"].must_be({0});
       field.need(fused, "is only supported after Fuse");
       lead_ = field["content"].text();
@@ -291,7 +295,9 @@ void PipelineTokenizer::encode_to(std::string_view text, std::vector<int32_t>& i
   finders_[0].split(
       text,
       [&](std::string_view between) {
-        const bool first = between.data() == text.data();
+        const bool loses_beginning =
+            normalizer.strips_left() && char_at(between, 0).kind == CharClass::kSpace;
+        const bool first = between.data() == text.data() && !loses_beginning;
         std::string changed;
         if (!normalizer.changes_nothing()) {
           changed = normalizer(std::string(between));

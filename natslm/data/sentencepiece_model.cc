@@ -292,7 +292,7 @@ Json tokenizer_json_of(const SentencePieceModel& model) {
         {{"type", "Precompiled"}, {"precompiled_charsmap", base64_text(model.charsmap)}});
   }
   if (model.remove_extra_whitespaces) {
-    steps.push_back(replace("Regex", "^ +| +$", ""));
+    steps.push_back(replace("Regex", R"(\A +| +\z)", ""));
     steps.push_back(replace("Regex", " {2,}", " "));
   }
   if (model.add_dummy_prefix && !metaspace) {
@@ -312,7 +312,7 @@ Json tokenizer_json_of(const SentencePieceModel& model) {
   const auto special = [&](int32_t id) {
     const std::string& text = model.pieces[id].text;
     single.push_back({{"SpecialToken", {{"id", text}, {"type_id", 0}}}});
-    specials[text] = {{"id", text}, {"ids", {id}}, {"tokens", {text}}};
+    specials[text] = {{"id", text}, {"ids", Json::array({id})}, {"tokens", Json::array({text})}};
   };
   const auto size = static_cast<int32_t>(model.pieces.size());
   if (model.add_bos && model.bos >= 0 && model.bos < size) special(model.bos);

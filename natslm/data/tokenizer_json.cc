@@ -117,7 +117,7 @@ BpeModel with_path(const fs::path& path, Read&& read) {
   } catch (const Error& error) {
     const std::string what = error.what();
     if (what.find(path.string()) != std::string::npos) throw;
-    fail(path.string(), ": ", what);
+    fail(path.string(), ": ", one_line(what));
   } catch (const Json::exception& error) {
     fail(path.string(), ": ", error.what());
   }
@@ -192,8 +192,8 @@ std::vector<AddedToken> read_added_tokens(const Field& list) {
 
 bool is_byte_level_bpe(const Field& root) {
   return root["normalizer"].is_null() && changes_no_ids(root["post_processor"]) &&
-         root["decoder"]["type"].value() == "ByteLevel" && merges_bytes(root["model"]) &&
-         byte_level_split(root["pre_tokenizer"]);
+         root["decoder"].value().is_object() && root["decoder"]["type"].value() == "ByteLevel" &&
+         merges_bytes(root["model"]) && byte_level_split(root["pre_tokenizer"]);
 }
 
 void check_tokenizer_members(const Field& root) {

@@ -171,6 +171,25 @@ constexpr CodePoints kLate[] = {
 
 // clang-format on
 
+// Since the tables (of Unicode 8) that its BertNormalizer asks for nonspacing marks and for control
+// characters.
+constexpr CodePoints kLateMarks[] = {{0x8D4, 0x8E1},     {0x1885, 0x1886},   {0x1DFB, 0x1DFB},
+                                     {0xA8C5, 0xA8C5},   {0xA9BD, 0xA9BD},   {0x1123E, 0x1123E},
+                                     {0x11438, 0x11446}, {0x11C30, 0x11C3F}, {0x11C92, 0x11CB6},
+                                     {0x1E000, 0x1E02A}, {0x1E944, 0x1E94A}};
+constexpr CodePoints kLateControls[] = {
+    {0x890, 0x891}, {0x8E2, 0x8E2}, {0x110CD, 0x110CD}, {0x13430, 0x1343F}};
+
+// Letters with a small form since Unicode 16 and 17, and that of the first.
+struct LateLower {
+  uint32_t first, last, lower;
+};
+constexpr LateLower kLateLower[] = {{0x1C89, 0x1C89, 0x1C8A},    {0xA7CB, 0xA7CB, 0x264},
+                                    {0xA7CC, 0xA7CC, 0xA7CD},    {0xA7CE, 0xA7CE, 0xA7CF},
+                                    {0xA7D2, 0xA7D2, 0xA7D3},    {0xA7D4, 0xA7D4, 0xA7D5},
+                                    {0xA7DA, 0xA7DA, 0xA7DB},    {0xA7DC, 0xA7DC, 0x19B},
+                                    {0x10D50, 0x10D65, 0x10D70}, {0x16EA0, 0x16EB8, 0x16EBB}};
+
 bool contains(std::span<const CodePoints> ranges, uint32_t c) {
   const auto found = std::ranges::lower_bound(ranges, c, {}, &CodePoints::last);
   return found != ranges.end() && found->first <= c;
@@ -232,13 +251,23 @@ bool is_word(const CodePoint& c) {
   return c.kind == CharClass::kLetter || contains(kOtherWord, c.value) || is_mark(c.value);
 }
 
+bool is_nonspacing_mark(uint32_t c) {
+  if (c == 0x1734) return true;  // until Unicode 14
+  return is_mark(c) && !contains(kLateMarks, c) &&
+         utf8proc_category(static_cast<utf8proc_int32_t>(c)) == UTF8PROC_CATEGORY_MN;
+}
+
 bool is_control(uint32_t c) {
+  if (contains(kLateControls, c)) return false;
   const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
   return category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
          category == UTF8PROC_CATEGORY_CO;
 }
 
 void append_lower(uint32_t c, std::string& text) {
+  for (const auto& [first, last, lower] : kLateLower) {
+    if (c >= first && c <= last) return append_utf8(lower + (c - first), text);
+  }
   append_utf8(static_cast<uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))), text);
   if (c == 0x130) append_utf8(0x307, text);
 }

@@ -32,10 +32,11 @@ void for_each_character(std::string_view text, Use&& use) {
   }
 }
 
-bool is_punctuation(uint32_t code_point);  // ASCII punctuation and category P
-bool is_mark(uint32_t code_point);         // category M
-bool is_word(const CodePoint& c);          // \w of a regular expression
-bool is_control(uint32_t code_point);      // category C, unassigned ones apart
+bool is_punctuation(uint32_t code_point);      // ASCII punctuation and category P
+bool is_mark(uint32_t code_point);             // category M
+bool is_word(const CodePoint& c);              // \w of a regular expression
+bool is_nonspacing_mark(uint32_t code_point);  // category Mn of Unicode 8, as Bert has it
+bool is_control(uint32_t code_point);          // category C, unassigned ones apart
 // More than one code point for U+0130 only, whose dot above comes after it.
 void append_lower(uint32_t code_point, std::string& text);
 

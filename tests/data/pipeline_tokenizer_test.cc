@@ -71,9 +71,10 @@ const std::vector<std::pair<std::string, std::string>>& cases() {
   return all;
 }
 
+// decodes: false for a tokenizer without a decoder, whose tokens `tokenizers` puts spaces between.
 // removed: what the oracle's texts lack.
 void expect_golden(const Tokenizer& tokenizer, const Json& golden, const std::string& name,
-                   const std::string& removed = "") {
+                   bool decodes = true, const std::string& removed = "") {
   const auto text_of = [&](const std::string& text) {
     return removed.empty() ? text : without(text, removed);
   };
@@ -84,6 +85,7 @@ void expect_golden(const Tokenizer& tokenizer, const Json& golden, const std::st
     const Ids ids = tokenizer.encode(text_of(cases()[i].second));
     EXPECT_EQ(hash_of(ids), of_cases.substr(8 * i, 8))
         << name << ": " << cases()[i].first << ": " << testing::PrintToString(ids);
+    if (!decodes) continue;
     EXPECT_EQ(hash_of_bytes(tokenizer.decode(ids)), decoded.substr(8 * i, 8))
         << name << " decoded: " << cases()[i].first << ": " << tokenizer.decode(ids);
   }
@@ -109,8 +111,9 @@ TEST(PipelineTokenizer, EachKindGivesTheIdsThatTokenizersGives) {
   ASSERT_GT(kinds.size(), 40u);
   for (const Json& one : kinds) {
     const std::string name = one["name"];
-    const auto tokenizer = make_tokenizer(patched(vocabulary(one["vocabulary"]), one["patch"]));
-    expect_golden(*tokenizer, one, name);
+    const Json json = patched(vocabulary(one["vocabulary"]), one["patch"]);
+    const auto tokenizer = make_tokenizer(json);
+    expect_golden(*tokenizer, one, name, !json["decoder"].is_null());
     EXPECT_EQ(tokenizer->before_text(), one["before"].get<Ids>()) << name;
     EXPECT_EQ(tokenizer->after_text(), one["after"].get<Ids>()) << name;
   }
@@ -121,7 +124,9 @@ TEST(SentencePiece, ModelsGiveTheIdsThatSentencePieceGives) {
   for (const auto& [name, hashes] : golden.items()) {
     if (!hashes.is_object()) continue;
     const auto tokenizer = load_tokenizer(pipelines() / (name + ".model"));
-    expect_golden(*tokenizer, hashes, name, std::string(kEndOfText));
+    // SentencePiece writes an unknown character as a sign of its own.
+    const bool decodes = name != "unigram";
+    expect_golden(*tokenizer, hashes, name, decodes, std::string(kEndOfText));
   }
 }
 

@@ -676,7 +676,7 @@ Value chosen(Renderer& renderer, const Value& value, Arguments& arguments, bool 
   }
   List result;
   for (const Value& item : iterate(value)) {
-    renderer.charge(1);
+    renderer.step();
     const Value tested = by_attribute ? member(item, path) : item;
     Arguments copy = rest;
     const bool passes = test.empty() ? tested.truth() : apply_test(renderer, test, tested, copy);
@@ -704,7 +704,7 @@ Value map_filter(Renderer& renderer, const Value& value, Arguments& arguments) {
   NATSLM_CHECK(is_filter(filter), "the filter \"", filter, "\" is not supported");
   rest.positional.erase(rest.positional.begin());
   for (const Value& item : items) {
-    renderer.charge(1);
+    renderer.step();
     Arguments copy = rest;
     result.items.push_back(apply_filter(renderer, filter, item, copy));
   }
@@ -835,7 +835,7 @@ Value unique_filter(Renderer& renderer, const Value& value, Arguments& arguments
   Dict seen;
   List result;
   for (const Value& item : iterate(value)) {
-    renderer.charge(1);
+    renderer.step();
     const Value key = folded(path ? member(item, *path) : item, sensitive);
     if (seen.find(key)) continue;
     seen.set(key, true);
@@ -884,7 +884,7 @@ Value batch_filter(Renderer& renderer, const Value& value, Arguments& arguments)
   NATSLM_CHECK(size > 0 && size <= 100000, "batch: ", size, " items");
   List batches, batch;
   for (const Value& item : iterate(value)) {
-    renderer.charge(1);
+    renderer.step();
     batch.items.push_back(item);
     if (static_cast<int64_t>(batch.items.size()) < size) continue;
     batches.items.emplace_back(std::exchange(batch, {}));

@@ -40,7 +40,7 @@ void Renderer::write(std::string_view text) {
 }
 
 std::string Renderer::captured(const Scope* outer, const std::function<void()>& body) {
-  charge(1);
+  step();
   std::string text;
   std::string* const out = std::exchange(out_, &text);
   Scope* const scope = scope_;
@@ -53,7 +53,7 @@ std::string Renderer::captured(const Scope* outer, const std::function<void()>& 
 }
 
 void Renderer::nested(const std::function<void()>& body) {
-  charge(1);
+  step();
   Scope* const scope = scope_;
   scopes_.push_back({scope, {}});
   scope_ = &scopes_.back();

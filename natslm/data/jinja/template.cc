@@ -153,7 +153,7 @@ struct Target {
 Flow run(const Body& body, Renderer& renderer) {
   for (const Statement& statement : body) {
     renderer.line = statement.line;
-    renderer.charge(1);
+    renderer.step();
     if (const Flow flow = statement.run(renderer); flow != Flow::kNext) return flow;
   }
   return Flow::kNext;
@@ -418,7 +418,7 @@ class Parser {
       r.nested([&] {
         if (loop->condition) {
           std::erase_if(items, [&](const Value& item) {
-            r.charge(1);
+            r.step();
             r.forget_variables();
             loop->target.assign(r, item);
             return !loop->condition(r).truth();
@@ -428,7 +428,7 @@ class Parser {
         state->items = &items;
         state->depth = static_cast<size_t>(r.loops);
         for (; state->index < items.size(); ++state->index) {
-          r.charge(1);
+          r.step();
           ran = true;
           r.forget_variables();
           r.set("loop", state);
@@ -652,7 +652,7 @@ class Parser {
       Value left = first(r);
       for (const auto& [operation, expression] : rest) {
         Value right = expression(r);
-        r.charge(1);
+        r.step();
         if (!compared(operation, left, right)) return false;
         left = std::move(right);
       }
@@ -814,7 +814,7 @@ class Parser {
         value = [value, arguments = call_arguments()](Renderer& r) {
           const Value function = value(r);
           Arguments given = arguments.evaluate(r);
-          r.charge(1);
+          r.step();
           return call(r, function, given);
         };
       } else {
@@ -931,7 +931,7 @@ class Parser {
     return [value, called, arguments](Renderer& r) {
       const Value operand = value(r);
       Arguments given = arguments.evaluate(r);
-      r.charge(1);
+      r.step();
       return apply_filter(r, called, operand, given);
     };
   }
