@@ -7,7 +7,7 @@ testing do not.
 
   golden_models.py          writes tests/golden/models/: cases.json (name, config.json, weight file, context to
                             open the model with), the weight files, and logits.safetensors (tokens and logits of
-                            each case)
+                            each case), and frequencies.json (rotary frequencies of published models' sizes)
 """
 
 import copy
@@ -86,6 +86,51 @@ CASES = {
 }
 
 
+LLAMA8B = dict(hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=1)
+PHI_SHORT = [1.0 + 0.01 * i for i in range(48)]
+PHI_LONG = [1.0 + 0.05 * i * i for i in range(48)]
+# name: (config, tokens of the text)
+FREQUENCIES = {
+    "smollm2": (transformers.LlamaConfig(hidden_size=576, num_attention_heads=9, num_key_value_heads=3,
+                                         num_hidden_layers=1, max_position_embeddings=8192,
+                                         rope_parameters=dict(rope_type="default", rope_theta=100000.0)), 8192),
+    "llama3.1": (transformers.LlamaConfig(**LLAMA8B, max_position_embeddings=131072, rope_parameters=dict(
+        rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=8192)), 131072),
+    "llama_dynamic": (transformers.LlamaConfig(**LLAMA8B, max_position_embeddings=4096, rope_parameters=dict(
+        rope_type="dynamic", rope_theta=10000.0, factor=2.0)), 10000),
+    "qwen2.5_yarn": (transformers.Qwen2Config(**LLAMA8B, max_position_embeddings=32768, rope_parameters=dict(
+        rope_type="yarn", rope_theta=1000000.0, factor=4.0, original_max_position_embeddings=32768)), 131072),
+    "phi3.5_short": (transformers.Phi3Config(
+        hidden_size=3072, num_attention_heads=32, num_hidden_layers=1, max_position_embeddings=131072,
+        original_max_position_embeddings=4096, rope_parameters=dict(
+            rope_type="longrope", rope_theta=10000.0, short_factor=PHI_SHORT, long_factor=PHI_LONG)), 4096),
+    "phi3.5_long": (transformers.Phi3Config(
+        hidden_size=3072, num_attention_heads=32, num_hidden_layers=1, max_position_embeddings=131072,
+        original_max_position_embeddings=4096, rope_parameters=dict(
+            rope_type="longrope", rope_theta=10000.0, short_factor=PHI_SHORT, long_factor=PHI_LONG)), 4097),
+}
+
+
+def frequencies(config, tokens):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    kind = config.rope_parameters["rope_type"]
+    if kind == "default":
+        module = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+        return module.inv_freq, module.attention_scaling
+    return ROPE_INIT_FUNCTIONS[kind](config, "cpu", seq_len=tokens)
+
+
+def record_frequencies():
+    all = []
+    for name, (config, tokens) in FREQUENCIES.items():
+        inverse, attention_factor = frequencies(config, tokens)
+        written = json.loads(config.to_json_string(use_diff=False))
+        all.append(dict(name=name, text=tokens, attention_factor=attention_factor, config=written,
+                        inverse=[float(f"{x:.9g}") for x in inverse.tolist()]))
+    (FOLDER / "frequencies.json").write_text("[\n" + ",\n".join(map(json.dumps, all)) + "\n]\n")
+
+
 def fill(model, seed):
     """Weights of some consequence: every one matters to the logits. bf16 numbers, so that files are small."""
     generator = torch.Generator().manual_seed(seed)
@@ -120,6 +165,7 @@ def older_form(config):
 
 
 def main():
+    torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
     cases, recorded = [], {}
     tokens = torch.randint(0, 40, (1, TOKENS), generator=torch.Generator().manual_seed(7))
@@ -151,8 +197,11 @@ def main():
     save_file(recorded, FOLDER / "logits.safetensors", {"transformers": transformers.__version__,
                                                         "torch": torch.__version__})
     # One line a case.
+    record_frequencies()
     lines = ",\n".join(json.dumps(case) for case in cases)
     (FOLDER / "cases.json").write_text("[\n" + lines + "\n]\n")
+    for file in FOLDER.iterdir():
+        file.chmod(0o644)
 
 
 if __name__ == "__main__":
