@@ -45,6 +45,11 @@ void check_shape(const Shape& shape) {
   NATSLM_CHECK(shape.head_dim % 8 == 0 && shape.head_dim <= 256,
                "cache: head size must be a multiple of 8 up to 256, got ", shape.head_dim);
   ops::dtype_of(shape.dtype);  // says what types there are
+  NATSLM_CHECK(shape.windows.empty() || std::ssize(shape.windows) == shape.layers,
+               "cache: ", shape.windows.size(), " windows do not fit ", shape.layers, " layers");
+  for (const int32_t window : shape.windows) {
+    NATSLM_CHECK(window >= 0, "cache: the window of a layer is ", window, "; 0 means none");
+  }
   if (shape.device.is_cpu()) return;
   NATSLM_CHECK(shape.device.is_cuda(), "cache: there is no cache on device ", shape.device.str(),
                "; use cpu or cuda");
@@ -130,6 +135,7 @@ struct KvCache::Impl {
   // Decides the lifetimes of a sequence's new keys; the lists know them then, the pages not yet.
   void append(int32_t layer, int32_t slot, int32_t begin, int32_t rows, const LayerInput& input,
               const at::Tensor& k, const at::Tensor& v);
+  void end_windows(int32_t layer, int32_t slot, NewKeys& fresh);
   void keep_queries(int32_t layer, const Step& step, const at::Tensor& q);
   // Hides from a step's queries what select() says; the lifetimes to use instead, one list a head.
   std::vector<std::vector<int32_t>> selected(int32_t layer, const Step& step, const at::Tensor& q);
@@ -195,6 +201,7 @@ void KvCache::Impl::append(int32_t layer, int32_t slot, int32_t begin, int32_t r
   NATSLM_ASSERT(fresh.last.is_contiguous() && fresh.last.scalar_type() == at::kInt &&
                 fresh.last.sizes() == at::IntArrayRef({shape.kv_heads, rows}));
 
+  end_windows(layer, slot, fresh);
   const int32_t* last = fresh.last.const_data_ptr<int32_t>();
   for (int32_t h = 0; h < shape.kv_heads; ++h) {
     HeadStore& head = heads(slot, layer)[h];
@@ -203,6 +210,28 @@ void KvCache::Impl::append(int32_t layer, int32_t slot, int32_t begin, int32_t r
       head.append(fresh.first_position, {last + int64_t{h} * rows, static_cast<size_t>(rows)},
                   policy->wants_mass());
     });
+  }
+}
+
+// A policy does not know of the model's window. If it may change lifetimes later (open-ended ones
+// above all), a key is given the window's end in the step that reaches it; else at once.
+void KvCache::Impl::end_windows(int32_t layer, int32_t slot, NewKeys& fresh) {
+  const int32_t window = shape.window(layer);
+  if (window == 0) return;
+  const int64_t rows = fresh.last.size(1), now = fresh.first_position + rows;
+  const auto end = [&](int64_t position, int32_t& last) {
+    const int64_t window_end = position + window - 1;
+    if (policy->edits_stored() && window_end >= now) return;
+    last = static_cast<int32_t>(std::min<int64_t>(last, window_end));
+  };
+  int32_t* last = fresh.last.mutable_data_ptr<int32_t>();
+  for (int32_t h = 0; h < shape.kv_heads; ++h) {
+    for (int64_t row = 0; row < rows; ++row) {
+      end(fresh.first_position + row, last[h * rows + row]);
+    }
+    if (!policy->edits_stored()) continue;  // theirs were ended when they came
+    const StoredKeys keys = heads(slot, layer)[h].view();
+    for (size_t j = 0; j < keys.last.size(); ++j) end(keys.position[j], keys.last[j]);
   }
 }
 

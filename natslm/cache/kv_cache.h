@@ -23,6 +23,11 @@ struct Shape {
   int32_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0;
   at::ScalarType dtype = at::kFloat;  // float or bfloat16: of stored keys and values
   at::Device device = at::kCPU;       // where they are stored; on a GPU as bfloat16
+  // The model's own limit on who may read a key of a layer, whatever the policy says: the query
+  // window - 1 places later is the last. 0: none; empty: none in any layer.
+  std::vector<int32_t> windows;  // [layers] or empty
+
+  int32_t window(int32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
 };
 
 // Rotates x [n, H, D] to the positions [n] (int32); the model supplies it. Rotary: the product of a

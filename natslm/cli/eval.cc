@@ -25,7 +25,8 @@ namespace natslm::cli {
 namespace {
 
 struct Options {
-  std::string model, rival_model;
+  ModelOptions model;
+  std::string rival_model;
   std::vector<std::string> policies;
   double kv_budget = 0;
   bool equal_budget = false;
@@ -88,13 +89,13 @@ class Run {
   void prepare() {
     const c10::Device device = device_from(o_.device);
     context_.measured_on(device);
-    main_ = open_model_folder(o_.model);
-    main_.model->to(device);
+    // Frequencies that depend on the length of a text are those of a window's.
+    main_ = open_model_folder(o_.model, device, o_.protocol.context);
     if (!o_.rival_model.empty()) {
-      rival_ = open_model_folder(o_.rival_model);
-      rival_.model->to(device);
+      rival_ = open_model_folder({.path = o_.rival_model, .dtype = o_.model.dtype}, device,
+                                 o_.protocol.context);
       NATSLM_CHECK(main_.tokenizer->fingerprint() == rival_.tokenizer->fingerprint(),
-                   o_.rival_model, " has another tokenizer than ", o_.model,
+                   o_.rival_model, " has another tokenizer than ", o_.model.path,
                    ": perplexities can only be compared over the same tokens");
     }
     protocol_ = o_.protocol;
@@ -170,7 +171,7 @@ class Run {
   std::function<void(const eval::PerplexityResult&)> on_result() {
     return [this](const eval::PerplexityResult& result) {
       const bool rival = rival_.model && !is_learned(result.policy);
-      const std::string& folder = rival ? o_.rival_model : o_.model;
+      const std::string& folder = rival ? o_.rival_model : o_.model.path;
       std::vector<std::string> row{result.policy,
                                    fixed(result.perplexity, result.perplexity < 1000 ? 3 : 0),
                                    percent(result.kv_end),
@@ -222,7 +223,7 @@ void add_ppl(CLI::App& parent, Context& context) {
   auto o = std::make_shared<Options>();
   CLI::App& command = context.add(parent, "ppl", std::string(eval::task("ppl").summary),
                                   [o, &context] { Run(*o, context)(); });
-  command.add_option("--model", o->model, "model folder")->required()->type_name("DIR");
+  add_model_options(command, o->model);
   command
       .add_option("--rival-model,--dense-model", o->rival_model,
                   "another model, with the same tokenizer, for every policy but learned")

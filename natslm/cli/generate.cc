@@ -27,7 +27,10 @@ namespace natslm::cli {
 namespace {
 
 struct Options {
-  std::string model, prompt, file, policy;
+  ModelOptions model;
+  std::string prompt, file, policy;
+  bool raw = false;
+  std::string cache_dtype;  // empty: what the device takes
   double kv_budget = 0;
   engine::GenerationOptions generation;
   int32_t prefill_chunk = 64;
@@ -45,6 +48,18 @@ std::string read_prompt(const Options& o, bool has_prompt) {
     return text;
   }
   return {std::istreambuf_iterator<char>(std::cin), {}};
+}
+
+// A model that was taught to answer gets the text as a user's message.
+std::vector<int32_t> tokens_of(const std::string& text, const ModelFolder& folder, bool raw) {
+  if (text.empty()) return {};
+  if (folder.chat && !raw) {
+    const data::ChatMessage message{.role = "user", .content = text};
+    return folder.tokenizer->encode(folder.chat->render({&message, 1}));
+  }
+  std::vector<int32_t> tokens = folder.tokenizer->before_text();
+  folder.tokenizer->encode_to(text, tokens);
+  return tokens;
 }
 
 // The policy's spec with its budget set. A share means one of the keys of prompt and answer
@@ -93,10 +108,9 @@ void generate(const Options& o, bool has_prompt, Context& context) {
   const InterruptGuard guard;
   const c10::Device device = device_from(o.device);
   context.measured_on(device);
-  const ModelFolder folder = open_model_folder(o.model);
-  folder.model->to(device);
+  const ModelFolder folder = open_model_folder(o.model, device);
   const models::Config& config = folder.model->config();
-  const std::vector<int32_t> prompt = folder.tokenizer->encode(read_prompt(o, has_prompt));
+  const std::vector<int32_t> prompt = tokens_of(read_prompt(o, has_prompt), folder, o.raw);
   NATSLM_CHECK(!prompt.empty(),
                "the prompt is empty: give text with --prompt, --file or standard input");
   const int32_t tokens = static_cast<int32_t>(std::min<int64_t>(
@@ -110,7 +124,10 @@ void generate(const Options& o, bool has_prompt, Context& context) {
   const auto* learned =
       o.show_lifetimes ? dynamic_cast<const policies::Learned*>(policy.get()) : nullptr;
   engine::Engine engine(*folder.model, std::move(policy), folder.tokenizer.get(),
-                        {.prefill_chunk = o.prefill_chunk});
+                        {.prefill_chunk = o.prefill_chunk,
+                         .cache_dtype = o.cache_dtype.empty()        ? at::ScalarType::Undefined
+                                        : o.cache_dtype == "float32" ? at::kFloat
+                                                                     : at::kBFloat16});
 
   const Terminal terminal = terminal_of(1);
   LifetimesPicture picture;
@@ -188,13 +205,15 @@ void add_generate(CLI::App& app, Context& context) {
   CLI::App& command =
       context.add(app, "generate", "continue a text, and show which keys stay alive",
                   [o, prompt, &context] { generate(*o, (*prompt)->count() > 0, context); });
-  command.add_option("--model", o->model, "model folder")->required()->type_name("DIR");
+  add_model_options(command, o->model);
   *prompt = command.add_option("--prompt", o->prompt,
                                "text to continue; else --file, else standard input");
   command.add_option("--file", o->file, "file with the text to continue")
       ->type_name("FILE")
       ->check(CLI::ExistingFile)
       ->excludes(*prompt);
+  command.add_flag("--raw", o->raw,
+                   "continue the text as it is, even if the model has a chat template");
   command
       .add_option("--policy", o->policy,
                   "who decides how long keys live (see nats-lm policies); default: learned if the "
@@ -231,6 +250,11 @@ void add_generate(CLI::App& app, Context& context) {
   command.add_option("--prefill-chunk", o->prefill_chunk, "tokens of the prompt per step")
       ->check(CLI::Range(1, 1 << 20));
   add_device_option(command, o->device);
+  command
+      .add_option("--cache-dtype", o->cache_dtype,
+                  "of stored keys and values; default: float32, on a GPU bfloat16, which is all it "
+                  "takes")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   command.add_flag("--show-lifetimes", o->show_lifetimes,
                    "draw the text by role, and which tokens are alive at the end");
   command.add_option("--layer", o->layer, "layer that --show-lifetimes draws; -1: all together")

@@ -7,15 +7,47 @@
 
 namespace natslm::cli {
 
-ModelFolder open_model_folder(const std::string& folder) {
-  NATSLM_CHECK(std::filesystem::is_directory(folder), folder,
-               " is not a model folder: give the folder that nats-lm train wrote (config.json, "
-               "model.safetensors, tokenizer.json)");
-  ModelFolder opened{models::load_model(folder), data::load_tokenizer(folder)};
+void add_model_options(CLI::App& command, ModelOptions& options) {
+  command
+      .add_option("--model", options.path,
+                  "model folder (nats-lm train's or Hugging Face's), or a .gguf file")
+      ->required()
+      ->type_name("DIR|FILE");
+  command
+      .add_option("--weights-dtype", options.dtype,
+                  "of a pretrained model's matrices; default: float32, on a GPU bfloat16")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
+}
+
+ModelFolder open_tokenizer(const std::string& path) {
+  NATSLM_CHECK(
+      std::filesystem::is_directory(path) || models::is_pretrained(path), path,
+      " is no model: give a folder that nats-lm train wrote or one in Hugging Face's layout "
+      "(config.json, model.safetensors, tokenizer.json), or a .gguf file");
+  ModelFolder opened;
+  opened.tokenizer = data::load_tokenizer(path);
+  if (models::is_pretrained(path)) opened.chat = data::load_chat_template(path);
+  return opened;
+}
+
+void open_model(ModelFolder& opened, const ModelOptions& options, const c10::Device& device,
+                int32_t context) {
+  const std::string dtype = !options.dtype.empty() ? options.dtype
+                            : device.is_cpu()      ? "float32"
+                                                   : "bfloat16";
+  opened.model = models::load_model(
+      options.path, {.type = dtype == "bfloat16" ? at::kBFloat16 : at::kFloat, .context = context});
   const int32_t known = opened.model->config().vocabulary;
-  NATSLM_CHECK(opened.tokenizer->vocabulary() <= known, folder, ": the tokenizer has ",
+  NATSLM_CHECK(opened.tokenizer->vocabulary() <= known, options.path, ": the tokenizer has ",
                opened.tokenizer->vocabulary(), " tokens, the model knows ", known,
                ": take the tokenizer.json the model was trained with");
+  opened.model->to(device);
+}
+
+ModelFolder open_model_folder(const ModelOptions& options, const c10::Device& device,
+                              int32_t context) {
+  ModelFolder opened = open_tokenizer(options.path);
+  open_model(opened, options, device, context);
   return opened;
 }
 

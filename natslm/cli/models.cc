@@ -14,10 +14,15 @@ void add_models(CLI::App& app, Context& context) {
   context.add(app, "models", "list the architectures and presets of this build", [&context] {
     using Json = nlohmann::ordered_json;
     Json results = {{"architectures", Json::array()}, {"presets", Json::array()}};
-    Table architectures({"architecture", "what it is"});
+    Table architectures({"architecture", "read from", "checked on", "what it is"});
     for (const models::Architecture& a : models::architectures()) {
-      architectures.add({std::string(a.name), std::string(a.description)});
-      results["architectures"].push_back({{"name", a.name}, {"description", a.description}});
+      const std::string formats(a.formats), checked(a.checked);
+      architectures.add({std::string(a.name), formats.empty() ? "trained here" : formats,
+                         checked.empty() ? "-" : checked, std::string(a.description)});
+      results["architectures"].push_back({{"name", a.name},
+                                          {"description", a.description},
+                                          {"formats", formats},
+                                          {"checked", checked}});
     }
     Table presets({"preset", "batch", "what it is"});
     for (const models::Preset& p : models::presets()) {

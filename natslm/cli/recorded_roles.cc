@@ -50,9 +50,8 @@ std::vector<std::vector<int8_t>> roles_of_window(models::Model& model, const at:
 
 RecordedRoles record_roles(const std::string& folder, const std::vector<std::string>& text,
                            const Workload& work, const c10::Device& device) {
-  const ModelFolder opened = open_model_folder(folder);
+  const ModelFolder opened = open_model_folder({.path = folder, .dtype = {}}, device);
   NATSLM_CHECK(opened.has_roles(), folder, ": a dense model gives no roles");
-  opened.model->to(device);
   const models::Config& config = opened.model->config();
   const eval::Streams streams =
       eval::text_streams({text.begin(), text.end()}, *opened.tokenizer, work.tokens);

@@ -328,8 +328,9 @@ void Engine::take(Sequence& sequence, int32_t token) {
   };
   sequence.tokens.push_back(token);
   result.tokens.push_back(token);
-  const bool end_of_text =
-      options.stop_at_end_of_text && tokenizer_ != nullptr && token == tokenizer_->end_of_text();
+  const bool end_of_text = options.stop_at_end_of_text &&
+                           ((tokenizer_ != nullptr && token == tokenizer_->end_of_text()) ||
+                            std::ranges::count(model_.config().end_tokens, token) > 0);
   std::string piece;
   if (tokenizer_ != nullptr && !end_of_text)
     piece = sequence.text.push(tokenizer_->token_bytes(token));

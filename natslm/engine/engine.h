@@ -36,8 +36,9 @@ struct Options {
 struct GenerationOptions {
   int32_t max_new_tokens = 256;  // stop after this many new tokens
   Sampling sampling;
-  std::vector<std::string> stop;    // stop before the first of these texts; needs a tokenizer
-  bool stop_at_end_of_text = true;  // the tokenizer's end-of-text token ends the answer
+  std::vector<std::string> stop;  // stop before the first of these texts; needs a tokenizer
+  // The tokenizer's end-of-text token, and those that the model's files name, end the answer.
+  bool stop_at_end_of_text = true;
 };
 
 enum class Finish : uint8_t { kLength, kEndOfText, kStopString, kContextFull, kCancelled };

@@ -30,12 +30,18 @@ void KeyAccount::on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> s
   // + 1).
   const auto share = [&](int32_t a, int32_t b) { return b < a ? 0.0 : sum[b + 1] - sum[a]; };
 
+  const int32_t window = windows_.empty() ? 0 : windows_[fresh.layer];
+  const auto end_of = [&](int32_t position, int32_t end) {
+    return window > 0 ? static_cast<int32_t>(std::min<int64_t>(end, int64_t{position} + window - 1))
+                      : end;
+  };
   const int32_t* last = fresh.last.const_data_ptr<int32_t>();
   int64_t readable = 0;
   double shares = 0;
   for (int32_t head = 0; head < heads_; ++head) {
     int64_t survivors = 0;
-    for (const int32_t end : stored[head].last) {
+    for (size_t j = 0; j < stored[head].last.size(); ++j) {
+      const int32_t end = end_of(stored[head].position[j], stored[head].last[j]);
       if (end >= newest) {
         ++survivors;
       } else {
@@ -45,7 +51,7 @@ void KeyAccount::on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> s
     shares += static_cast<double>(survivors) * share(begin, newest);
     readable += survivors;
     for (int32_t row = 0; row < count; ++row) {
-      const int32_t end = last[head * count + row];
+      const int32_t end = end_of(begin + row, last[head * count + row]);
       readable += end >= newest;
       shares += share(begin + row, std::min(end, newest));
     }

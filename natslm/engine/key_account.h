@@ -57,7 +57,10 @@ struct KeyShares {
 class KeyAccount final : public WatchedPolicy {
  public:
   KeyAccount(std::unique_ptr<cache::Policy> inner, const cache::Shape& shape)
-      : WatchedPolicy(std::move(inner)), layers_(shape.layers), heads_(shape.kv_heads) {}
+      : WatchedPolicy(std::move(inner)),
+        layers_(shape.layers),
+        heads_(shape.kv_heads),
+        windows_(shape.windows) {}
 
   void on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> stored) override;
   void reset(int32_t slot) override;
@@ -74,6 +77,7 @@ class KeyAccount final : public WatchedPolicy {
   const std::vector<double>& harmonic(int32_t tokens);
 
   int32_t layers_, heads_;
+  std::vector<int32_t> windows_;  // of cache::Shape: keys that are past it count for nobody
   std::vector<Slot> slots_;
   std::vector<double> harmonic_{0.0};  // [n] = 1 + 1/2 + ... + 1/n
 };

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/blocks.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/rms_norm.h>
 #include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "natslm/base/error.h"
 #include "natslm/ops/attention.h"
+#include "natslm/ops/linear.h"
 #include "natslm/roles/assign_roles.h"
 #include "natslm/roles/assignment.h"
 
@@ -22,7 +28,31 @@ namespace {
 using at::Tensor;
 
 double attention_scale(const Config& config) {
-  return 1.0 / std::sqrt(static_cast<double>(config.head_dim));
+  const double own = config.blocks.attention_scale;
+  return own != 0 ? own : 1.0 / std::sqrt(static_cast<double>(config.head_dim));
+}
+
+// Last query that the model's own window lets read each key, [T] int32.
+Tensor window_ends(int64_t tokens, int32_t window, const Tensor& like) {
+  return at::arange(tokens, at::TensorOptions(at::kInt).device(like.device())) + (window - 1);
+}
+
+// Projections of the heads [.., (Hq + 2 Hkv) * D + rest] with the norms of query and key heads, if
+// the model has them.
+Tensor with_head_norms(const Tensor& fused, const AttentionWeights& weights, const Config& config) {
+  if (!weights.q_norm.defined()) return fused;
+  const int64_t d = config.head_dim, last = fused.dim() - 1;
+  const auto normed = [&](int64_t first, int64_t heads, const Tensor& weight) {
+    const Tensor part = fused.narrow(last, first * d, heads * d);
+    const Tensor by_head = part.unflatten(last, {heads, d}).to(at::kFloat);
+    return at::rms_norm(by_head, {d}, weight, config.norm_epsilon)
+        .flatten(last)
+        .to(fused.scalar_type());
+  };
+  const int64_t q = config.q_heads, kv = config.kv_heads, rest = (q + kv) * d;
+  return at::cat({normed(0, q, weights.q_norm), normed(q, kv, weights.k_norm),
+                  fused.narrow(last, rest, fused.size(last) - rest)},
+                 last);
 }
 
 void check_ids(const Tensor& tokens, const Config& config) {
@@ -47,6 +77,14 @@ Tensor dense_attention(const Heads& heads, const Config& config, const TrainingI
   return ops::attention(heads.q, heads.k, heads.v, {}, input.lengths, attention_scale(config)).out;
 }
 
+Tensor windowed_attention(const Heads& heads, const Config& config, int32_t window,
+                          const TrainingInput& input) {
+  const int64_t b = heads.k.size(0), hkv = heads.k.size(1), t = heads.k.size(2);
+  const Tensor last = window_ends(t, window, heads.k).expand({b, hkv, t}).contiguous();
+  return ops::attention(heads.q, heads.k, heads.v, last, input.lengths, attention_scale(config))
+      .out;
+}
+
 RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Config& config,
                              int32_t layer, const TrainingInput& input) {
   std::optional<roles::Noise> noise;
@@ -64,21 +102,31 @@ RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Con
   }
   const roles::AssignedRoles assigned =
       roles::assign_roles(logits, config.roles, input.lengths, noise, bias);
+  Tensor last = assigned.last, horizons = assigned.horizons;
+  ops::AttentionHints hints = {.order = assigned.order,
+                               .ends = assigned.ends,
+                               .reach = assigned.reach,
+                               .density = input.expected_pairs};
+  if (const int32_t window = config.window(layer); window > 0) {
+    // No role lets a query read what the model itself hides from it. Keys of any role now end
+    // like window keys, which is not the order of `hints`.
+    const Tensor ends = window_ends(last.size(2), window, last);
+    last = at::minimum(last, ends);
+    horizons = at::minimum(horizons, ends);
+    hints = {.density = input.expected_pairs};
+  }
   std::optional<ops::RoleInputs> role_inputs;
   if (assigned.onehot.requires_grad()) {
     role_inputs = {.onehot = assigned.onehot,
-                   .horizons = assigned.horizons,
+                   .horizons = horizons,
                    .limit_factor = input.role_gradient.limit_factor,
                    .causal_normalizer = input.role_gradient.causal_normalizer,
                    .end_term = input.role_gradient.end_term};
   }
-  const Tensor out = ops::attention(heads.q, heads.k, heads.v, assigned.last, input.lengths,
-                                    attention_scale(config), role_inputs, /*want_mass=*/false,
-                                    {.order = assigned.order,
-                                     .ends = assigned.ends,
-                                     .reach = assigned.reach,
-                                     .density = input.expected_pairs})
-                         .out;
+  const Tensor out =
+      ops::attention(heads.q, heads.k, heads.v, last, input.lengths, attention_scale(config),
+                     role_inputs, /*want_mass=*/false, hints)
+          .out;
   return {.out = out, .price = assigned.price, .shares = assigned.shares};
 }
 
@@ -103,13 +151,17 @@ Tensor attention_block(const Tensor& normed, const AttentionWeights& weights, co
   const bool dense = config.roles.set == roles::RoleSet::kDense;
   // The scores ride along in the projection's matrix product, unless their input is cut off or the
   // product is of less than float32.
-  const bool ride = !dense && !input.detach_scores && normed.scalar_type() == at::kFloat;
+  const bool ride = !dense && !input.detach_scores && normed.scalar_type() == at::kFloat &&
+                    weights.qkv.scalar_type() == at::kFloat && !weights.qkv_bias.defined();
   const Tensor projection = ride ? at::cat({weights.qkv, weights.roles}) : weights.qkv;
-  const Heads heads =
-      rotary.split_heads(at::linear(normed, projection), config.q_heads, config.kv_heads);
+  const Tensor fused =
+      with_head_norms(ops::linear(normed, projection, weights.qkv_bias), weights, config);
+  const Heads heads = rotary.split_heads(fused, config.q_heads, config.kv_heads);
   Tensor out;
   if (dense) {
-    out = dense_attention(heads, config, input);
+    const int32_t window = config.window(layer);
+    out = window > 0 && window < normed.size(1) ? windowed_attention(heads, config, window, input)
+                                                : dense_attention(heads, config, input);
   } else {
     Tensor logits = heads.rest;
     if (!ride) {
@@ -122,8 +174,8 @@ Tensor attention_block(const Tensor& normed, const AttentionWeights& weights, co
     out = attention.out;
   }
   const int64_t b = normed.size(0), t = normed.size(1);
-  return at::linear(out.transpose(1, 2).reshape({b, t, int64_t{config.q_heads} * config.head_dim}),
-                    weights.out);
+  return ops::linear(out.transpose(1, 2).reshape({b, t, int64_t{config.q_heads} * config.head_dim}),
+                     weights.out, weights.out_bias);
 }
 
 Tensor attention_step(const Tensor& normed, const AttentionWeights& weights, const Config& config,
@@ -131,7 +183,8 @@ Tensor attention_step(const Tensor& normed, const AttentionWeights& weights, con
                       cache::KvCache& cache) {
   const int64_t rows = normed.size(0), d = config.head_dim, hq = config.q_heads,
                 hkv = config.kv_heads;
-  const Tensor fused = at::linear(normed, weights.qkv);
+  const Tensor fused =
+      with_head_norms(ops::linear(normed, weights.qkv, weights.qkv_bias), weights, config);
   const auto part = [&](int64_t first, int64_t heads) {
     return fused.narrow(1, first * d, heads * d).view({rows, heads, d});
   };
@@ -141,12 +194,15 @@ Tensor attention_step(const Tensor& normed, const AttentionWeights& weights, con
   in.v = part(hq + hkv, hkv);
   in.hidden = normed;
   in.score_weight = weights.roles;
-  in.rotate = [&rotary](const Tensor& x, const Tensor& positions) {
-    return rotary.rotate(x, positions);
-  };
+  if (rotary.turns()) {
+    in.rotate = [&rotary](const Tensor& x, const Tensor& positions) {
+      return rotary.rotate(x, positions);
+    };
+  }
   in.rotary_positions = config.context;
   in.scale = attention_scale(config);
-  return at::linear(cache.attend(layer, step, in).reshape({rows, hq * d}), weights.out);
+  return ops::linear(cache.attend(layer, step, in).reshape({rows, hq * d}), weights.out,
+                     weights.out_bias);
 }
 
 void check_input(const TrainingInput& input, const Config& config) {
@@ -189,6 +245,16 @@ void check_input(const StepInput& input, const cache::KvCache& cache, const Conf
                  " tokens is longer than the model's context of ", config.context,
                  " tokens; shorten it or use a policy that renumbers positions");
   }
+}
+
+Tensor row_positions(const cache::Step& step, const cache::KvCache& cache) {
+  Tensor positions = at::empty({step.row_start.back()}, at::kLong);
+  int64_t* of_row = positions.mutable_data_ptr<int64_t>();
+  for (size_t s = 0; s < step.slots.size(); ++s) {
+    std::iota(of_row + step.row_start[s], of_row + step.row_start[s + 1],
+              int64_t{cache.length(step.slots[s])});
+  }
+  return positions;
 }
 
 Tensor last_rows(const cache::Step& step) {

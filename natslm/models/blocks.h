@@ -20,10 +20,16 @@ struct AttentionWeights {
   at::Tensor qkv;    // [(Hq + 2 Hkv) * D, width]: query heads, key heads, value heads
   at::Tensor out;    // [width, Hq * D]
   at::Tensor roles;  // [3 * Hkv, width], row 3 * head + role; undefined if dense
+  // Of pretrained models; undefined where there is none. float32.
+  at::Tensor qkv_bias, out_bias;  // as long as the matrices have rows
+  at::Tensor q_norm, k_norm;      // [D]: RMS norm of each head before it is turned
 };
 
 // Causal attention to every key. out [B, Hq, T, D], in memory [B, T, Hq, D] where it can be.
 at::Tensor dense_attention(const Heads& heads, const Config& config, const TrainingInput& input);
+// The same to the `window` newest keys, the query's own included.
+at::Tensor windowed_attention(const Heads& heads, const Config& config, int32_t window,
+                              const TrainingInput& input);
 
 struct RoleAttention {
   at::Tensor out;            // [B, Hq, T, D], in memory [B, T, Hq, D]
@@ -45,8 +51,8 @@ class RoleTally {
   std::vector<at::Tensor> prices_, shares_;
 };
 
-// normed [B, T, width] -> [B, T, width], with the roles that `input` asks for. input.lengths is [B]
-// int32 on normed's device or absent.
+// normed [B, T, width] -> [B, T, width], with the roles that `input` asks for and the layer's own
+// window. input.lengths is [B] int32 on normed's device or absent.
 at::Tensor attention_block(const at::Tensor& normed, const AttentionWeights& weights,
                            const Config& config, const Rotary& rotary, int32_t layer,
                            const TrainingInput& input, RoleTally& tally);
@@ -63,6 +69,8 @@ void check_input(const TrainingInput& input, const Config& config);
 // policy renumbers positions).
 void check_input(const StepInput& input, const cache::KvCache& cache, const Config& config);
 
+// Position of each row, [rows] int64 on the CPU.
+at::Tensor row_positions(const cache::Step& step, const cache::KvCache& cache);
 // Row numbers of each sequence's last token, [sequences] int64.
 at::Tensor last_rows(const cache::Step& step);
 

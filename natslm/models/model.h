@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "natslm/cache/kv_cache.h"
+#include "natslm/models/block_options.h"
 #include "natslm/roles/roles.h"
 
 namespace natslm::models {
@@ -32,6 +33,11 @@ struct Config {
   double norm_epsilon = 1e-5;
   double initial_deviation = 0.02;  // of the first weights, see the architecture
   roles::Options roles;
+  BlockOptions blocks;              // of the architectures of decoder.h only
+  std::vector<int32_t> end_tokens;  // ids that end an answer, as the model's files name them
+
+  // Queries from position + window on cannot read a key of this layer; 0: no such limit.
+  int32_t window(int32_t layer) const { return blocks.windows.empty() ? 0 : blocks.windows[layer]; }
 };
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
@@ -100,7 +106,9 @@ class Model {
   // Appends the rows to the cache and returns logits [rows or sequences, V]. No gradient.
   virtual at::Tensor step(const StepInput& input, cache::KvCache& cache) = 0;
   cache::Shape cache_shape(at::ScalarType dtype = at::kFloat) const {
-    return {config_.layers, config_.q_heads, config_.kv_heads, config_.head_dim, dtype};
+    cache::Shape shape{config_.layers, config_.q_heads, config_.kv_heads, config_.head_dim, dtype};
+    shape.windows = config_.blocks.windows;
+    return shape;
   }
 
  protected:

@@ -10,6 +10,8 @@
 
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
+#include "natslm/models/decoder.h"
+#include "natslm/models/family.h"
 #include "natslm/models/gpt.h"
 #include "natslm/models/read_weights.h"
 #include "natslm/models/safetensors.h"
@@ -72,14 +74,22 @@ std::unique_ptr<Model> make_gpt(const Config& config, uint64_t seed) {
   return std::make_unique<Gpt>(config, seed);
 }
 
-constexpr Architecture kArchitectures[] = {
-    {"gpt", "pre-norm decoder, LayerNorm, GELU, rotary positions, tied embedding", make_gpt,
-     parse_gpt},
-};
+std::unique_ptr<Model> make_decoder(const Config& config, uint64_t seed) {
+  return std::make_unique<Decoder>(config, seed);
+}
+
+Architecture of_family(const Family& f) {
+  return {.name = f.name,
+          .description = f.description,
+          .make = make_decoder,
+          .complete = f.complete,
+          .formats = f.gguf.empty() ? "HF" : "HF, GGUF",
+          .checked = f.checked};
+}
 
 const Architecture& architecture(const std::string& name) {
   std::vector<std::string_view> names;
-  for (const Architecture& a : kArchitectures) {
+  for (const Architecture& a : architectures()) {
     if (a.name == name) return a;
     names.push_back(a.name);
   }
@@ -109,7 +119,20 @@ void require(const char* name, int64_t value, int64_t lowest, int64_t highest) {
 }  // namespace
 
 std::span<const Architecture> architectures() {
-  return kArchitectures;
+  static const std::vector<Architecture> table = {
+      {.name = "gpt",
+       .description = "pre-norm decoder, LayerNorm, GELU, rotary positions, tied embedding",
+       .make = make_gpt,
+       .parse = parse_gpt},
+      of_family(kLlama),
+      of_family(kMistral),
+      of_family(kQwen2),
+      of_family(kQwen3),
+      of_family(kGemma3),
+      of_family(kPhi3),
+      of_family(kGpt2),
+  };
+  return table;
 }
 
 std::span<const Preset> presets() {
@@ -153,6 +176,7 @@ void check(const Config& c) {
   NATSLM_CHECK(c.initial_deviation > 0 && c.initial_deviation <= 1, "initial_deviation ",
                c.initial_deviation, " is not above 0 and at most 1");
   roles::check(c.roles);
+  check_blocks(c);
 }
 
 std::unique_ptr<Model> make_model(const Config& config, uint64_t seed) {
@@ -174,7 +198,10 @@ Config config_from_json(const Json& json, std::string_view where) {
     NATSLM_CHECK(
         json.is_object() && json.contains("architecture") && json["architecture"].is_string(),
         "the field 'architecture' is missing");
-    const Config config = architecture(json["architecture"].get<std::string>()).parse(json);
+    const Architecture& of = architecture(json["architecture"].get<std::string>());
+    NATSLM_CHECK(of.parse, "a model of the architecture '", of.name,
+                 "' has Hugging Face's form of config.json, with 'model_type'");
+    const Config config = of.parse(json);
     check(config);
     return config;
   } catch (const Error& error) {
@@ -195,6 +222,7 @@ void save_model(const Model& model, const fs::path& folder) {
 }
 
 Config load_config(const fs::path& folder) {
+  if (is_pretrained(folder)) return pretrained_config(folder);
   NATSLM_CHECK(fs::is_directory(folder), folder.string(),
                " is no folder; a model is a folder with ", kConfigFile, " and ", kWeightFile);
   const fs::path file = folder / kConfigFile;
@@ -218,7 +246,8 @@ void load_weights(Model& model, const fs::path& file) {
   read_weights(weights, targets);
 }
 
-std::unique_ptr<Model> load_model(const fs::path& folder) {
+std::unique_ptr<Model> load_model(const fs::path& folder, const PretrainedOptions& options) {
+  if (is_pretrained(folder)) return open_pretrained(folder, options);
   auto model = make_model(load_config(folder), 0);
   load_weights(*model, folder / kWeightFile);
   return model;

@@ -1,5 +1,5 @@
-// The one table of architectures, presets, and model folders: config.json + model.safetensors (a
-// tokenizer.json beside them is data/'s).
+// The one table of architectures, presets, and model folders: our own (config.json +
+// model.safetensors), Hugging Face's, and GGUF files (tokenizers are data/'s).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "natslm/models/model.h"
+#include "natslm/models/pretrained.h"
 
 namespace natslm::models {
 
@@ -19,8 +20,14 @@ struct Architecture {
   std::string_view description;
   // A model with its first weights.
   std::unique_ptr<Model> (*make)(const Config& config, uint64_t seed);
-  // Config of a config.json that names this architecture. Throws Error naming the field.
-  Config (*parse)(const nlohmann::ordered_json& json);
+  // Config of a config.json that names this architecture. Throws Error naming the field. Null for
+  // pretrained families, whose config.json is Hugging Face's.
+  Config (*parse)(const nlohmann::ordered_json& json) = nullptr;
+  // Fills in what the sizes of a config leave open, as is usual in the family; null: nothing is.
+  void (*complete)(Config& config) = nullptr;
+  // Where pretrained models of it are read from, and on what agreement with the reference
+  // implementation was checked; empty: it is trained here.
+  std::string_view formats = {}, checked = {};
 };
 std::span<const Architecture> architectures();
 
@@ -52,9 +59,11 @@ Config config_from_json(const nlohmann::ordered_json& json, std::string_view whe
 void save_model(const Model& model, const std::filesystem::path& folder);
 void save_config(const Config& config, const std::filesystem::path& folder);
 
-Config load_config(const std::filesystem::path& folder);
-// Throws Error naming file, tensor, what was found and what was expected.
-std::unique_ptr<Model> load_model(const std::filesystem::path& folder);
+Config load_config(const std::filesystem::path& path);
+// Our own folder, or a pretrained model (pretrained.h), which alone the options are for. Throws
+// Error naming file, tensor, what was found and what was expected.
+std::unique_ptr<Model> load_model(const std::filesystem::path& path,
+                                  const PretrainedOptions& options = {});
 // Fills all parameters from a weight file; tensors of other names in it are an error.
 void load_weights(Model& model, const std::filesystem::path& file);
 

@@ -173,6 +173,27 @@ Rotary::Rotary(int32_t head_dim, double base, int32_t context)
   }
 }
 
+Rotary::Rotary(int32_t head_dim, const RopeFrequencies& frequencies, int32_t context)
+    : head_dim_(head_dim), context_(context) {
+  const int64_t half = head_dim / 2, turning = std::ssize(frequencies.inverse);
+  turns_ = turning > 0;
+  NATSLM_CHECK(turning <= half, turning, " frequencies do not fit heads of ", head_dim,
+               " channels");
+  cos_ = at::empty({context, half}, at::kFloat);
+  sin_ = at::empty({context, half}, at::kFloat);
+  float *cos = cos_.mutable_data_ptr<float>(), *sin = sin_.mutable_data_ptr<float>();
+  ops::torch_threads()(context, [&](int64_t t, int) {
+    for (int64_t c = 0; c < half; ++c) {
+      const bool turns = c < turning;
+      // float32, as rope.h says.
+      const float angle = turns ? static_cast<float>(t) * frequencies.inverse[c] : 0.0f;
+      const float factor = turns ? frequencies.attention_factor : 1.0f;
+      cos[t * half + c] = std::cos(angle) * factor;
+      sin[t * half + c] = std::sin(angle) * factor;
+    }
+  });
+}
+
 void Rotary::to(c10::Device device) {
   cos_ = cos_.to(device);
   sin_ = sin_.to(device);

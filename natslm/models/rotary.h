@@ -1,11 +1,14 @@
 // Rotary position embedding (Su et al. 2021): channel pairs (c, c + D/2) of a head are turned by
-// position * base^(-2c/D), the half-split layout of Hugging Face.
+// position * base^(-2c/D), the half-split layout of Hugging Face. Pretrained models may bring other
+// frequencies (rope.h).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+
+#include "natslm/models/rope.h"
 
 namespace natslm::models {
 
@@ -20,8 +23,11 @@ class Rotary {
  public:
   // Positions 0 .. context - 1 of heads of head_dim channels (even).
   Rotary(int32_t head_dim, double base, int32_t context);
+  // With these frequencies, at most D/2, for the first pairs; the other pairs stay as they are.
+  Rotary(int32_t head_dim, const RopeFrequencies& frequencies, int32_t context);
 
   void to(c10::Device device);
+  bool turns() const { return turns_; }           // false: without a single frequency
   const at::Tensor& cos() const { return cos_; }  // [context, D/2] float
   const at::Tensor& sin() const { return sin_; }
 
@@ -35,6 +41,7 @@ class Rotary {
 
  private:
   int32_t head_dim_, context_;
+  bool turns_ = true;
   at::Tensor cos_, sin_;  // [context, D/2] float
 };
 

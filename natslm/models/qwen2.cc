@@ -1,0 +1,39 @@
+// Qwen 2 and 2.5: Llama with biases on the query, key and value projections, and a sliding window
+// in the upper layers if a config asks for it. SPDX-License-Identifier: Apache-2.0
+#include "natslm/models/family.h"
+#include "natslm/models/qwen_windows.h"
+
+namespace natslm::models {
+namespace {
+
+void complete(Config& c) {
+  c.blocks.rope = {{.base = c.rope_base}};
+  c.blocks.qkv_bias = true;
+}
+
+void read_hf(HfFields& fields, Config& c) {
+  read_hf_sizes(fields, c, /*tied=*/false);
+  c.blocks.activation = activation_from(fields.text("hidden_act", "silu"));
+  c.blocks.qkv_bias = true;
+  c.blocks.rope = {read_hf_rope(fields, c)};
+  read_qwen_windows(fields, c);
+}
+
+void read_gguf(GgufFields& fields, Config& c) {
+  read_gguf_sizes(fields, c);
+  c.blocks.rope = {read_gguf_rope(fields, c)};
+}
+
+}  // namespace
+
+const Family kQwen2 = {.name = "qwen2",
+                       .gguf = "qwen2",
+                       .description = "Qwen 2 and 2.5",
+                       .checked = "random weights",
+                       .complete = complete,
+                       .read_hf = read_hf,
+                       .read_gguf = read_gguf,
+                       .hf_sources = llama_sources(),
+                       .hf_unused = {"rotary_emb.inv_freq"}};
+
+}  // namespace natslm::models

@@ -1,0 +1,281 @@
+// Pretrained families against recorded truths of `transformers` (tools/golden_models.py): tiny
+// random models of every family and of every way in which a config can change what is computed.
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/models/pretrained.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "natslm/base/error.h"
+#include "natslm/cache/kv_cache.h"
+#include "natslm/models/models.h"
+#include "natslm/models/safetensors.h"
+#include "natslm/policies/policies.h"
+
+namespace natslm::models {
+namespace {
+
+namespace fs = std::filesystem;
+using at::Tensor;
+using Json = nlohmann::ordered_json;
+
+const fs::path kGolden = fs::path(NATSLM_TEST_SOURCE) / "tests" / "golden" / "models";
+constexpr double kTolerance = 2e-4;
+
+const Json& cases() {
+  static const Json all = [] {
+    std::ifstream file(kGolden / "cases.json");
+    return Json::parse(file);
+  }();
+  return all;
+}
+
+const Json& case_named(const std::string& name) {
+  return *std::ranges::find_if(cases(), [&](const Json& c) { return c["name"] == name; });
+}
+
+// A folder as a user has it.
+fs::path write_folder(const std::string& name, const Json& config, const fs::path& weights) {
+  const fs::path folder = fs::path(::testing::TempDir()) / ("pretrained_" + name);
+  fs::create_directories(folder);
+  std::ofstream(folder / "config.json") << config;
+  fs::copy_file(weights, folder / "model.safetensors", fs::copy_options::overwrite_existing);
+  return folder;
+}
+
+fs::path write_folder(const Json& a_case) {
+  return write_folder(a_case["name"], a_case["config"],
+                      kGolden / a_case["weights"].get<std::string>());
+}
+
+Tensor tokens() {
+  return SafetensorsFile(kGolden / "logits.safetensors").tensor("tokens").clone();
+}
+
+Tensor truth(const Json& a_case) {
+  return SafetensorsFile(kGolden / "logits.safetensors")
+      .tensor(a_case.value("logits", a_case["name"].get<std::string>()))
+      .clone();
+}
+
+double worst_difference(const Tensor& a, const Tensor& b) {
+  EXPECT_EQ(a.sizes(), b.sizes());
+  return (a - b).abs().max().item<double>();
+}
+
+Tensor forward(Model& model, const Tensor& ids) {
+  TrainingInput input;
+  input.tokens = ids.unsqueeze(0);
+  input.sample = false;
+  return model.forward(input).logits[0].detach();
+}
+
+cache::KvCache make_cache(const Model& model, const std::string& spec,
+                          at::ScalarType type = at::kFloat) {
+  const policies::PolicyContext context{.shape = model.cache_shape(type),
+                                        .roles = model.config().roles,
+                                        .context = model.config().context};
+  return cache::KvCache(model.cache_shape(type), policies::make_policy(spec, context));
+}
+
+Tensor through_cache(Model& model, cache::KvCache& cache, const Tensor& ids, int64_t chunk) {
+  const int32_t slot = cache.add_sequence();
+  std::vector<Tensor> logits;
+  for (int64_t begin = 0; begin < ids.size(0); begin += chunk) {
+    const int64_t count = std::min(chunk, ids.size(0) - begin);
+    StepInput input;
+    input.step = {.slots = {slot}, .row_start = {0, static_cast<int32_t>(count)}};
+    input.tokens = ids.narrow(0, begin, count);
+    logits.push_back(model.step(input, cache));
+  }
+  return at::cat(logits);
+}
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+// Tiny products: a second thread would only be waited for.
+class OneThread : public ::testing::Environment {
+  void SetUp() override { at::set_num_threads(1); }
+};
+const auto* const kOneThread = ::testing::AddGlobalTestEnvironment(new OneThread);
+
+class EveryCase : public ::testing::TestWithParam<std::string> {
+ protected:
+  const Json& a_case() const { return case_named(GetParam()); }
+  std::unique_ptr<Model> open(at::ScalarType type = at::kFloat) const {
+    return open_pretrained(write_folder(a_case()),
+                           {.type = type, .context = a_case()["context"].get<int32_t>()});
+  }
+};
+
+TEST_P(EveryCase, GivesTheReferencesLogitsAtEveryPosition) {
+  EXPECT_LE(worst_difference(forward(*open(), tokens()), truth(a_case())), kTolerance);
+}
+
+TEST_P(EveryCase, GivesThemThroughTheCacheAtOnceInChunksAndTokenByToken) {
+  const auto model = open();
+  for (const int64_t chunk : {40, 7, 1}) {
+    auto cache = make_cache(*model, "full");
+    EXPECT_LE(worst_difference(through_cache(*model, cache, tokens(), chunk), truth(a_case())),
+              kTolerance)
+        << "chunk " << chunk;
+    // What the model's own windows hide from all queries to come is gone.
+    const auto live = cache.live_per_head(0);
+    for (int32_t layer = 0; layer < model->config().layers; ++layer) {
+      const int32_t window = model->config().window(layer);
+      const int32_t kept = window > 0 ? std::min(window - 1, 40) : 40;
+      for (const int32_t count : live[layer]) EXPECT_EQ(count, kept) << "layer " << layer;
+    }
+  }
+}
+
+TEST_P(EveryCase, NeedsNoMoreThanBf16ForWeightsThatAreBf16Numbers) {
+  const auto model = open(at::kBFloat16);
+  EXPECT_LE(worst_difference(forward(*model, tokens()), truth(a_case())), kTolerance);
+  auto cache = make_cache(*model, "full");
+  EXPECT_LE(worst_difference(through_cache(*model, cache, tokens(), 3), truth(a_case())),
+            kTolerance);
+}
+
+TEST(Rope, HasTheFrequenciesOfPublishedModelsToTheLastDigits) {
+  std::ifstream file(kGolden / "frequencies.json");
+  const Json all = Json::parse(file);
+  for (const Json& each : all) {
+    const Config config = config_from_hf(each["config"], each["name"].get<std::string>());
+    const RopeFrequencies ours =
+        rope_frequencies(config.blocks.rope[0], config.head_dim, each["text"].get<int32_t>());
+    EXPECT_FLOAT_EQ(ours.attention_factor, each["attention_factor"].get<float>()) << each["name"];
+    ASSERT_EQ(ours.inverse.size(), each["inverse"].size()) << each["name"];
+    for (size_t c = 0; c < ours.inverse.size(); ++c) {
+      // Both round to float32 after each operation; the power function differs in its last bit.
+      EXPECT_NEAR(ours.inverse[c] / each["inverse"][c].get<float>(), 1.0, 2.5e-7)
+          << each["name"] << ", channel " << c;
+    }
+  }
+}
+
+std::vector<std::string> case_names() {
+  std::vector<std::string> names;
+  for (const Json& c : cases()) names.push_back(c["name"]);
+  return names;
+}
+INSTANTIATE_TEST_SUITE_P(Pretrained, EveryCase, ::testing::ValuesIn(case_names()),
+                         [](const auto& p) { return p.param; });
+
+TEST(Pretrained, HasACaseForEveryFamily) {
+  for (const Architecture& a : architectures()) {
+    if (a.checked.empty()) continue;
+    EXPECT_TRUE(std::ranges::any_of(cases(), [&](const Json& c) {
+      return c["config"]["model_type"] == std::string(a.name);
+    })) << a.name;
+  }
+}
+
+TEST(Pretrained, RunsWithEveryPolicyThatNeedsNoRolesAndSaysWhyLearnedCannot) {
+  for (const char* name : {"llama", "gemma3", "qwen2_windows", "mistral", "gpt2"}) {
+    const auto model = open_pretrained(write_folder(case_named(name)));
+    for (const char* spec :
+         {"streaming:sinks=2,window=10", "h2o:heavy=0.2,recent=0.2", "random:keep=0.25"}) {
+      auto cache = make_cache(*model, spec);
+      const Tensor logits = through_cache(*model, cache, tokens(), 8);
+      EXPECT_TRUE(logits.isfinite().all().item<bool>()) << name << ", " << spec;
+    }
+    EXPECT_NE(message_of([&] { make_cache(*model, "learned"); }).find("roles"), std::string::npos);
+  }
+}
+
+// A window of the model's own ends Locals too, whose end is not known when they come, and a
+// training pass hides what a cache has dropped.
+TEST(Pretrained, WindowsHoldForLearnedRolesInBothPasses) {
+  for (const char* name : {"mistral", "gemma3", "qwen3_windows"}) {
+    for (const auto set : {roles::RoleSet::kGls, roles::RoleSet::kGl, roles::RoleSet::kGs}) {
+      const auto model = open_pretrained(write_folder(case_named(name)),
+                                         {.roles = {.set = set, .window = 3}, .seed = 5});
+      const Tensor whole = forward(*model, tokens());
+      for (const int64_t chunk : {40, 9, 1}) {
+        auto cache = make_cache(*model, "learned");
+        EXPECT_LE(worst_difference(through_cache(*model, cache, tokens(), chunk), whole),
+                  kTolerance)
+            << name << ", " << roles::name(set) << ", chunk " << chunk;
+        const auto live = cache.live_per_head(0);
+        for (int32_t layer = 0; layer < model->config().layers; ++layer) {
+          const int32_t window = model->config().window(layer);
+          if (window == 0) continue;
+          for (const int32_t count : live[layer]) EXPECT_LT(count, window);
+        }
+      }
+    }
+  }
+}
+
+TEST(Pretrained, FreezesEverythingButTheScoreLayers) {
+  const auto model =
+      open_pretrained(write_folder(case_named("llama")), {.roles = {.set = roles::RoleSet::kGls}});
+  TrainingInput input;
+  input.tokens = tokens().unsqueeze(0);
+  input.detach_scores = true;
+  const TrainingOutput out = model->forward(input);
+  (out.logits.square().mean() + out.price).backward();
+  int scores = 0;
+  for (const auto& [name, parameter] : model->parameters()) {
+    EXPECT_EQ(parameter.requires_grad(), is_score_layer(name)) << name;
+    EXPECT_EQ(parameter.grad().defined(), is_score_layer(name)) << name;
+    scores += is_score_layer(name);
+  }
+  EXPECT_EQ(scores, model->config().layers);
+}
+
+TEST(Pretrained, RefusesWhatItDoesNotUnderstandByName) {
+  const Json& base = case_named("llama");
+  const auto refusal = [&](const std::function<void(Json&)>& change) {
+    Json config = base["config"];
+    change(config);
+    const fs::path folder =
+        write_folder("changed", config, kGolden / base["weights"].get<std::string>());
+    return message_of([&] { open_pretrained(folder); });
+  };
+  const auto expect = [&](const std::string& what, const std::function<void(Json&)>& change) {
+    const std::string message = refusal(change);
+    EXPECT_NE(message.find(what), std::string::npos) << what << ": " << message;
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+  };
+  expect("no error", [](Json& c) { c["use_cache"] = false; });
+  expect("a_new_idea", [](Json& c) { c["a_new_idea"] = 3; });
+  expect("quantization_config", [](Json& c) { c["quantization_config"] = {{"bits", 4}}; });
+  expect("model_type", [](Json& c) {
+    c.erase("model_type");
+    c["architecture"] = 3;
+  });
+  expect("mixtral", [](Json& c) { c["model_type"] = "mixtral"; });
+  expect("hidden_size", [](Json& c) { c["hidden_size"] = -1; });
+  expect("hidden_size", [](Json& c) { c["hidden_size"] = "wide"; });
+  expect("num_hidden_layers", [](Json& c) { c.erase("num_hidden_layers"); });
+  expect("activation", [](Json& c) { c["hidden_act"] = "snake"; });
+  expect("rope_parameters.new_field", [](Json& c) { c["rope_parameters"]["new_field"] = 1; });
+  expect("vision", [](Json& c) { c["rope_parameters"]["rope_type"] = "vision"; });
+  expect("embed_tokens", [](Json& c) { c["vocab_size"] = 39; });
+  // One more layer than the file has, one fewer, another width.
+  expect("layers.2", [](Json& c) { c["num_hidden_layers"] = 3; });
+  expect("layers.1", [](Json& c) { c["num_hidden_layers"] = 1; });
+  expect("expected", [](Json& c) { c["intermediate_size"] = 40; });
+  expect("kv_heads", [](Json& c) { c["num_key_value_heads"] = 3; });
+}
+
+}  // namespace
+}  // namespace natslm::models
