@@ -11,7 +11,8 @@ import gguf
 from gguf import quants
 
 HEAD = """\
-// The tables of GGUF's IQ types, printed by tools/quantization_grids.py: facts of the published format.
+// The tables of GGUF's IQ types, printed by tools/quantization_grids.py: facts of the published
+// format.
 // A grid entry stands for 8 (IQ1, IQ2) or 4 (IQ3) neighbouring elements: element j is the value of
 // the type's short list at the number in bits 2j and 2j + 1 (IQ1, IQ2) or 4j to 4j + 2 (IQ3).
 // SPDX-License-Identifier: Apache-2.0

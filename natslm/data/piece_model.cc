@@ -36,7 +36,6 @@ bool follows_another(std::string_view text, std::string_view mark) {
 }
 
 // ---- BPE
-// -----------------------------------------------------------------------------------------
 class CharacterBpe final : public PieceModel {
  public:
   explicit CharacterBpe(const Field& field);
@@ -134,9 +133,8 @@ void CharacterBpe::encode(std::string_view piece, std::vector<int32_t>& ids) con
 }
 
 // ---- Unigram
-// ------------------------------------------------------------------------------------- Kudo,
-// "Subword regularization", 2018: of all ways to write a piece in tokens the one with the largest
-// sum of scores (log probabilities), found by dynamic programming.
+// Kudo, "Subword regularization", 2018: of all ways to write a piece in tokens the one with the
+// largest sum of scores (log probabilities), found by dynamic programming.
 class Unigram final : public PieceModel {
  public:
   explicit Unigram(const Field& field);

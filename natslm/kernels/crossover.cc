@@ -15,10 +15,12 @@ using enum AttentionPath;
 // (12/12/64 with 16.6 % of the pairs visible, 32/8/128 with 13.6 and 21.7 %), and lost 2 to 17 %
 // with all pairs visible; backward with role sums the Hopper kernels took 0.410 ms over sorted keys
 // and 0.395 ms in position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities
-// between 0.25 and 0.6, and lengths below 1,024 and between 1,024 and 4,096, are estimates. So are
-// the rows of sm90-short, which takes at most 2,048 tokens: the work of a tile of queries is there
-// that of its living keys, in one launch; head size 128 reads each key once for 64 rows only, which
-// L2 does not keep up with where most keys live.
+// between 0.25 and 0.6, and lengths between 1,024 and 4,096, are estimates.
+//
+// sm90-short takes at most 2,048 tokens. 32/8/128, one sequence: 0.0070 ms at 128 tokens with 45 %
+// visible, where position order takes 0.0124 with 76 %; 0.0110 and 0.0189 at 512. At 16 x 1,024
+// tokens 0.296 and 0.408: it reads each key once for 64 rows only, which L2 does not keep up with
+// where most keys live, so that from there on position order has the dense end (an estimate).
 //
 // Every key visible: forward, 32/8/128 at 16,384 tokens the Hopper kernel took 3.04 ms and cuDNN
 // 3.78 ms; at 16 x 1,024 tokens of 12/12/64 they took 0.118 and 0.085 ms.
@@ -26,9 +28,10 @@ constexpr Crossover kCrossovers[] = {
     {kForward, 0, 8, 1.00, 0, kCudaPosition},
     {kForward, 0, 8, 0.60, 1024, kCudaSorted},
     {kForward, 0, 8, 1.00, 0, kSm90Position},
+    {kForward, 0, 8, 1.00, 0, kSm90Short},
+    {kForward, 128, 8, 1.00, 1024, kSm90Position},
     {kForward, 0, 8, 0.60, 1024, kSm90Sorted},
     {kForward, 0, 8, 0.60, 0, kSm90Short},
-    {kForward, 64, 8, 1.00, 0, kSm90Short},
     {kBackward, 0, 8, 1.00, 0, kCudaPosition},
     {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
     {kBackward, 0, 8, 1.00, 0, kSm90Position},

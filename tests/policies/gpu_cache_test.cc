@@ -140,8 +140,11 @@ TEST_F(OnGpu, APromptBesideOtherSequencesGivesWhatItGivesAlone) {
             << "sequence " << s << ", layer " << layer;
       }
     }
+    // Score logits come from a matrix product over the rows of all sequences, whose last bits
+    // depend on their number: where a policy needs none, not a bit does.
+    const double allowed = policy == std::string("learned") ? kAllowed : 0;
     for (size_t layer = 0; layer < by_itself[0].size(); ++layer) {
-      EXPECT_EQ(worst_difference(by_itself[0][layer], got[1][layer]), 0) << "layer " << layer;
+      EXPECT_LE(worst_difference(by_itself[0][layer], got[1][layer]), allowed) << "layer " << layer;
     }
     EXPECT_EQ(host.usage().live_keys, together.usage().live_keys);
   }

@@ -124,6 +124,9 @@ DecodeResult run_decode(const DecodeCase& c, DecodeKernel kernel, const Parallel
 namespace {
 
 void plain_decode(const AttentionDecode& p, bool matrix_units) {
+  constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
+  // What matrix units are used with: powers of two, whose exponents are scores times log2(e).
+  const auto power = [&](float x) { return matrix_units ? std::exp2(x) : std::exp(x); };
   const int d = p.head_dim, group = p.q_heads / p.kv_heads;
   for (int b = 0; b < p.batch; ++b) {
     for (int h = 0; h < p.kv_heads; ++h) {
@@ -147,11 +150,11 @@ void plain_decode(const AttentionDecode& p, bool matrix_units) {
                       kernels::load(p.q, p.dtype, at * d + c) *
                       kernels::load(page, p.dtype, int64_t{c} * kPageKeys + in_page));
                 }
-                score[j] = p.scale * sum;
+                score[j] = (matrix_units ? p.scale * kLog2e : p.scale) * sum;
                 highest = std::max(highest, score[j]);
                 continue;
               }
-              const float weight = std::exp(score[j] - highest);
+              const float weight = power(score[j] - highest);
               total += weight;
               const float factor = matrix_units && p.dtype == DType::kBFloat16
                                        ? static_cast<float>(BFloat16(weight))
@@ -165,11 +168,13 @@ void plain_decode(const AttentionDecode& p, bool matrix_units) {
           for (int c = 0; c < d; ++c) {
             kernels::store(p.out, p.dtype, at * d + c, total > 0 ? out[c] / total : 0);
           }
-          p.lse[at] = highest + std::log(total);
+          p.lse[at] =
+              matrix_units ? (highest + std::log2(total)) * kLn2 : highest + std::log(total);
           for (int j = 0; j < keys.count; ++j) {
             if (!visible(p.row_position[row], keys.position[j], keys.last[j])) continue;
             // The plain second pass knows the log-sum-exp.
-            keys.mass[j] += std::exp(score[j] - p.lse[at]);
+            const float lse = matrix_units ? p.lse[at] * kLog2e : p.lse[at];
+            keys.mass[j] += power(score[j] - lse);
           }
         }
       }

@@ -66,15 +66,18 @@ class Renderer {
   std::time_t now_;
 };
 
-// ---- builtins.cc ----
+// ---- filters.cc ----
 bool is_filter(std::string_view name);
 bool is_test(std::string_view name);
 Value apply_filter(Renderer& renderer, const std::string& name, const Value& value,
                    Arguments& arguments);
 bool apply_test(Renderer& renderer, const std::string& name, const Value& value,
                 Arguments& arguments);
+// ---- methods.cc ----
 Value attribute(const Value& object, const std::string& name);  // object.name
-Value subscript(const Value& object, const Value& key);         // object[key]
+Value dict_method(const Value& object, const std::string& name);
+Value dict_items(const Dict& dict);                      // pairs
+Value subscript(const Value& object, const Value& key);  // object[key]
 Value call(Renderer& renderer, const Value& function, Arguments& arguments);
 // The values that a loop goes over; throws Error for what is no list.
 std::vector<Value> iterate(const Value& value);
