@@ -5,6 +5,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "natslm/kernels/cpu/few_rows_linear.cc"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // compiles this file once for each target
 #include <hwy/highway.h>
 
@@ -46,7 +47,11 @@ void block(const FewRowsLinear& p, int64_t row, int64_t output) {
   for (; i + kLanes <= p.in; i += kLanes) {
     Vec w[kCount];
 #pragma GCC unroll 4
-    for (int o = 0; o < kCount; ++o) w[o] = widened(weight + o * p.in + i);
+    for (int o = 0; o < kCount; ++o) {
+      w[o] = widened(weight + o * p.in + i);
+      // The same place in the next block.
+      if (row == 0) hwy::Prefetch(weight + (o + kCount) * p.in + i);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Vec of_row = hn::LoadU(kFloats, x + r * p.in + i);
