@@ -57,8 +57,9 @@ DecodeResult result_of(const DecodeProblem& problem, const DecodeCase& c);
 // The obvious loops in float, rounding where the type rounds: the yardstick of the tolerance.
 void plain_decode(const kernels::AttentionDecode&);
 // The same as matrix units do it: channels in the opposite order, powers of two instead of
-// exponentials, and the weights that multiply the values rounded to the values' type. On a small problem one of the two may be exact by luck; the
-// worse of them is what a plain implementation can promise.
+// exponentials, and the weights that multiply the values rounded to the values' type. On a small
+// problem one of the two may be exact by luck; the worse of them is what a plain implementation can
+// promise.
 void plain_decode_of_matrix_units(const kernels::AttentionDecode&);
 
 // The named corners that every backend takes, in float; head sizes and groups may be replaced.
