@@ -4,8 +4,8 @@
 tests/data/chat_template_test.cc. Needs `pip install jinja2==3.1.6` in an environment of its own: the environment
 below is the one that `transformers` makes for chat templates.
 
-The templates are our own, with the constructs that those of the supported models use; SmolLM2's is the one that its
-GGUF file carries. A case whose `error` is set must be refused.
+The templates are our own, with the constructs that those of the supported models use; `smollm2` reads like the one in that
+model's GGUF file, with another system prompt. A case whose `error` is set must be refused.
 """
 
 import datetime
@@ -48,7 +48,7 @@ def environment():
 
 
 SMOLLM2 = ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-           "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' "
+           "Answer in a few friendly words<|im_end|>\n' }}{% endif %}{{'<|im_start|>' "
            "+ message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
            "{{ '<|im_start|>assistant\n' }}{% endif %}")
 

@@ -120,7 +120,7 @@ TEST_F(EvalPpl, InputThatCannotWorkGetsOneClearLine) {
   expect_error(run({"--policy", "nothing"}), 1,
                "unknown policy \"nothing\"; known are full, learned");
   expect_error(run({"--policy", "streaming:sink=3"}), 1, "sink");
-  expect_error(run({}, "no such model"), 1, "no such model is not a model folder");
+  expect_error(run({}, "no such model"), 1, "no such model is no model");
   expect_error(run({}, "model", "empty.txt"), 1, "text");
   expect_error(run({}, "model", "no such text"), 1, "no such text");
   expect_error(run({"--context", "100000", "--policy", "full"}), 1,

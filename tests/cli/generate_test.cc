@@ -151,7 +151,7 @@ TEST_F(Generate, InputThatCannotWorkGetsOneClearLine) {
   expect_error(run({"--prompt", "x", "--kv-budget", "0.1"}), 1, "too short to set the budget");
   expect_error(run({"--prompt", "x", "--kv-budget", "0.1", "--policy", "full"}), 1,
                "no key budget");
-  expect_error(run({"--prompt", "x"}, "no such model"), 1, "not a model folder");
+  expect_error(run({"--prompt", "x"}, "no such model"), 1, "is no model");
   expect_error(run({"--prompt", "x", "--temperature", "-1"}), 2, "--temperature");
   expect_error(run({"--prompt", "x", "--file", path("long.txt")}), 2, "--file");
 }
