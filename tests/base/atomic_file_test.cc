@@ -14,33 +14,20 @@
 #include <string>
 
 #include "natslm/base/error.h"
+#include "tests/support/error_of.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm {
 namespace {
 
 namespace fs = std::filesystem;
+using test::error_of;
 using testing::HasSubstr;
 
 class AtomicFileTest : public testing::Test {
  protected:
-  AtomicFileTest() {
-    std::string name = (fs::temp_directory_path() / "natslm-base-XXXXXX").string();
-    NATSLM_CHECK(::mkdtemp(name.data()), "no temporary folder");
-    folder_ = name;
-  }
-  ~AtomicFileTest() override { fs::remove_all(folder_); }
-
-  template <class Call>
-  static std::string error_of(Call&& call) {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  }
-
-  fs::path folder_;
+  test::ScratchFolder scratch_;
+  const fs::path folder_ = scratch_.path();
 };
 
 TEST_F(AtomicFileTest, NothingIsThereBeforeCommitAndAllOfItAfter) {

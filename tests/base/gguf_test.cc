@@ -9,12 +9,14 @@
 
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
+#include "tests/support/error_of.h"
 #include "tests/support/gguf_builder.h"
 #include "tests/support/memory_file.h"
 
 namespace natslm {
 namespace {
 
+using test::error_of;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -23,15 +25,6 @@ using Type = GgufFile::ValueType;
 
 std::string small_file() {
   return read_file(NATSLM_TEST_SOURCE "/tests/golden/gguf/small.gguf");
-}
-
-std::string error_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 // The message of opening the file and reading all of it, "" if that worked.

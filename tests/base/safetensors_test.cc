@@ -3,7 +3,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <array>
 #include <cstring>
@@ -14,6 +13,8 @@
 
 #include "natslm/base/error.h"
 #include "tests/support/memory_file.h"
+#include "tests/support/safetensors_bytes.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm {
 namespace {
@@ -27,23 +28,11 @@ using Tensor = SafetensorsWriter::Tensor;
 
 class MappedSafetensorsTest : public ::testing::Test {
  protected:
-  MappedSafetensorsTest()
-      : folder_(fs::temp_directory_path() / ("natslm-mapped-" + std::to_string(::getpid()))) {
-    fs::create_directories(folder_);
-    path_ = folder_ / "weights.safetensors";
-  }
-  ~MappedSafetensorsTest() override { fs::remove_all(folder_); }
-
   void put(std::string_view bytes) const {
     std::ofstream(path_, std::ios::binary).write(bytes.data(), std::ssize(bytes));
   }
-  // A file with this header text and so many zero bytes of data.
   void put_header(std::string_view header, size_t data_bytes) const {
-    const uint64_t length = header.size();
-    std::string file(reinterpret_cast<const char*>(&length), 8);
-    file += header;
-    file.append(data_bytes, '\0');
-    put(file);
+    put(test::safetensors_bytes(header, data_bytes));
   }
   // Byte i of each tensor is i.
   void write(const std::vector<Tensor>& tensors, const Metadata& metadata = {}) const {
@@ -80,7 +69,8 @@ class MappedSafetensorsTest : public ::testing::Test {
     }
   }
 
-  fs::path folder_, path_;
+  test::ScratchFolder scratch_;
+  const fs::path folder_ = scratch_.path(), path_ = folder_ / "weights.safetensors";
 };
 
 TEST_F(MappedSafetensorsTest, EveryTypeOfTheFormatIsReadBack) {

@@ -3,7 +3,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <filesystem>
 #include <functional>
@@ -12,6 +11,7 @@
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
 #include "tests/support/gguf_builder.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm {
 namespace {
@@ -24,13 +24,6 @@ using testing::Not;
 
 class WeightFilesTest : public testing::Test {
  protected:
-  WeightFilesTest() {
-    std::string name = (fs::temp_directory_path() / "natslm-weights-XXXXXX").string();
-    NATSLM_CHECK(::mkdtemp(name.data()), "no temporary folder");
-    folder_ = name;
-  }
-  ~WeightFilesTest() override { fs::remove_all(folder_); }
-
   // A .safetensors file with one vector of bytes a name, all of the name's first letter.
   void write_safetensors(const std::string& file, const std::vector<std::string>& names) const {
     std::vector<SafetensorsWriter::Tensor> tensors;
@@ -74,7 +67,8 @@ class WeightFilesTest : public testing::Test {
     return "";
   }
 
-  fs::path folder_;
+  test::ScratchFolder scratch_;
+  const fs::path folder_ = scratch_.path();
 };
 
 constexpr auto kGoodIndex =

@@ -16,6 +16,7 @@
 #include "natslm/base/error.h"
 #include "natslm/kernels/attention_decode.h"
 #include "tests/cache/cache_streams.h"
+#include "tests/support/error_of.h"
 
 namespace natslm::test {
 namespace {
@@ -426,15 +427,6 @@ TEST(Hooks, OpenKeysEndWithTheTokenThatEndsThem) {
 }
 
 // --- misuse ---
-
-std::string error_of(const auto& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(KvCache, SaysWhatIsWrongWithItsUse) {
   const auto make = [](cache::Shape shape) {

@@ -13,17 +13,6 @@
 
 namespace natslm::test {
 
-ScratchFolder::ScratchFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "natslm-test-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder: " + name);
-  path_ = name;
-}
-
-ScratchFolder::~ScratchFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
 Program::Program(const std::vector<std::string>& arguments, const std::string& input) {
   write_file(scratch_ / "in", input);
   write_file(scratch_ / "err", "");

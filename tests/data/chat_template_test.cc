@@ -123,7 +123,7 @@ TEST(ChatTemplate, ADamagedTemplateNeverCrashes) {
 }
 
 TEST(ChatTemplate, IsFoundBesideTheTokenizer) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   EXPECT_FALSE(load_chat_template(folder.path()));
   write_file(
       folder / "tokenizer_config.json",

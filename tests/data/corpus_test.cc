@@ -37,7 +37,7 @@ std::vector<std::string> documents(const Corpus& corpus) {
 }
 
 TEST(Corpus, AFolderIsSearchedForTextInTheOrderOfNames) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   write_file(folder / "t/b.txt", "b");
   write_file(folder / "t/a/z.py", "z");
   write_file(folder / "t/a.c", "ac");
@@ -56,14 +56,14 @@ TEST(Corpus, AFolderIsSearchedForTextInTheOrderOfNames) {
 }
 
 TEST(Corpus, AFileNamedByTheUserIsTakenByteForByte) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const std::string bytes("zero\0, bad \xFF\xC3, \r\n end", 22);
   write_file(folder / ".odd", bytes);
   EXPECT_THAT(documents(find_text({folder / ".odd"})), ElementsAre(bytes));
 }
 
 TEST(Corpus, ALargeFileComesInBlocks) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   std::string text(9 << 20, 'x');
   for (size_t i = 0; i < text.size(); i += 97) text[i] = static_cast<char>(i / 97);
   write_file(folder / "large.txt", text);
@@ -80,7 +80,7 @@ TEST(Corpus, ALargeFileComesInBlocks) {
 }
 
 TEST(Corpus, MissingAndEmptyTextIsRefusedWithARemedy) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   EXPECT_THAT(error_of([&] { find_text({folder / "none.txt"}); }),
               HasSubstr("none.txt: no such file"));
   EXPECT_THAT(error_of([&] { find_text({folder.path()}); }), HasSubstr("name a text file"));
@@ -93,7 +93,7 @@ TEST(Corpus, MissingAndEmptyTextIsRefusedWithARemedy) {
 }
 
 TEST(JsonLines, EachLineIsADocument) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   write_file(folder / "a.jsonl",
              "\xEF\xBB\xBF{\"text\": \"one\", \"id\": 1}\r\n"
              "\n"
@@ -107,7 +107,7 @@ TEST(JsonLines, EachLineIsADocument) {
 }
 
 TEST(JsonLines, BadLinesAreNamed) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto error = [&](const std::string& line) {
     write_file(folder / "a.jsonl", "{\"text\": \"fine\"}\n" + line + "\n{\"text\": \"fine\"}\n");
     return error_of([&] { documents(find_text({folder / "a.jsonl"})); });
@@ -122,7 +122,7 @@ TEST(JsonLines, BadLinesAreNamed) {
   EXPECT_THAT(error("{\"text\": 3}"), HasSubstr("line 2: its member \"text\" is not a string"));
 }
 
-Corpus corpus_of(const TemporaryFolder& folder, const std::string& below, int files, size_t bytes) {
+Corpus corpus_of(const ScratchFolder& folder, const std::string& below, int files, size_t bytes) {
   for (int i = 0; i < files; ++i) {
     write_file(folder / (below + "/file" + std::to_string(i) + ".txt"),
                std::string(bytes - 1, 'x') + "\n");
@@ -131,7 +131,7 @@ Corpus corpus_of(const TemporaryFolder& folder, const std::string& below, int fi
 }
 
 TEST(SplitCorpus, HoldsBackWholeFilesWhereverTheFolderLies) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const CorpusSplit here = split_corpus(corpus_of(folder, "a", 100, 50), 0.1);
   const CorpusSplit there = split_corpus(corpus_of(folder, "b/c", 100, 50), 0.1);
   EXPECT_EQ(here.validation.sources.size(), 10u);
@@ -145,7 +145,7 @@ TEST(SplitCorpus, HoldsBackWholeFilesWhereverTheFolderLies) {
 }
 
 TEST(SplitCorpus, OneMoreFileMovesFewOthers) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto before = names(split_corpus(corpus_of(folder, "a", 100, 50), 0.1).validation);
   const auto after = names(split_corpus(corpus_of(folder, "a", 101, 50), 0.1).validation);
   std::vector<std::string> common;
@@ -154,7 +154,7 @@ TEST(SplitCorpus, OneMoreFileMovesFewOthers) {
 }
 
 TEST(SplitCorpus, OfASingleFileTheEndIsHeldBackFromALineOn) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   std::string text;
   for (int i = 0; i < 100; ++i) text += "line " + std::to_string(i) + "\n";
   write_file(folder / "one.txt", text);
@@ -166,7 +166,7 @@ TEST(SplitCorpus, OfASingleFileTheEndIsHeldBackFromALineOn) {
 }
 
 TEST(SplitCorpus, OfJsonLinesWholeLinesAreHeldBack) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   std::string lines;
   for (int i = 0; i < 50; ++i) lines += "{\"text\": \"document " + std::to_string(i) + "\"}\n";
   write_file(folder / "one.jsonl", lines);
@@ -176,7 +176,7 @@ TEST(SplitCorpus, OfJsonLinesWholeLinesAreHeldBack) {
 }
 
 TEST(SplitCorpus, OfAFewLargeFilesTheEndOfTheLargestIsHeldBack) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   for (int i = 0; i < 3; ++i) {
     std::string text;
     for (int line = 0; line < 100 + i; ++line) text += "some line\n";
@@ -189,7 +189,7 @@ TEST(SplitCorpus, OfAFewLargeFilesTheEndOfTheLargestIsHeldBack) {
 }
 
 TEST(SplitCorpus, TextThatCannotBeSplitIsRefused) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   write_file(folder / "one.txt", "a single line without an end");
   const Corpus corpus = find_text({folder / "one.txt"});
   EXPECT_THAT(error_of([&] { split_corpus(corpus, 0.1); }),

@@ -140,7 +140,7 @@ TEST(TokenDataset, AResumedRunAndAnyBatchingReadTheSame) {
 }
 
 TEST(TokenDataset, NoWindowCrossesFromOneFileToTheNext) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const TokenDataset data(
       {packed(folder / "a", counting(20), 2000), packed(folder / "b", counting(4, 500), 2000),
        packed(folder / "c", counting(25, 1000), 2000)},
@@ -159,7 +159,7 @@ TEST(TokenDataset, NoWindowCrossesFromOneFileToTheNext) {
 }
 
 TEST(TokenDataset, FilesAndMemoryGiveTheSame) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const TokenDataset file({packed(folder / "a", counting(500), 500)}, 3),
       memory(counting(500), 500, 3);
   Ids a(4 * 11), b(4 * 11);
@@ -180,7 +180,7 @@ TEST(TokenDataset, OneWindowExactlyAndOneTokenLess) {
 }
 
 TEST(TokenDataset, FilesOfDifferentTokenizersAreRefused) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto a = packed(folder / "a", counting(20), 500, 1),
              b = packed(folder / "b", counting(20), 500, 2),
              c = packed(folder / "c", counting(20), 501, 1);

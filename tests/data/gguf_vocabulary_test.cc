@@ -87,7 +87,7 @@ GgufBuilder sentencepiece_file(const std::string& name) {
   return file;
 }
 
-std::unique_ptr<Tokenizer> loaded(const TemporaryFolder& folder, const GgufBuilder& file) {
+std::unique_ptr<Tokenizer> loaded(const ScratchFolder& folder, const GgufBuilder& file) {
   write_file(folder / "model.gguf", file.bytes());
   return load_tokenizer(folder / "model.gguf");
 }
@@ -100,7 +100,7 @@ void expect_same_ids(const Tokenizer& a, const Tokenizer& b, const std::string& 
 }
 
 TEST(GgufVocabulary, ByteLevelOnesEqualTheTokenizerTheyCameFrom) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   BpeModel model = read_tokenizer_json(golden_folder() / "tokenizer.json");
   expect_same_ids(*loaded(folder, byte_level_file("gpt-2")), ByteLevelBpe(model), "gpt-2 ");
   model.split.digits = true;
@@ -118,7 +118,7 @@ TEST(GgufVocabulary, ByteLevelOnesEqualTheTokenizerTheyCameFrom) {
 }
 
 TEST(GgufVocabulary, SentencePieceOnesEqualTheModelTheyCameFrom) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   for (const std::string name : {"llama", "gemma", "unigram", "unigram-bytes"}) {
     expect_same_ids(*loaded(folder, sentencepiece_file(name)),
                     *load_tokenizer(golden_folder() / "pipelines" / (name + ".model")), name);
@@ -126,7 +126,7 @@ TEST(GgufVocabulary, SentencePieceOnesEqualTheModelTheyCameFrom) {
 }
 
 TEST(GgufVocabulary, WhatIsMissingOrWrongIsNamed) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto refused = [&](const GgufBuilder& file) {
     const std::string error = error_of([&] { loaded(folder, file); });
     EXPECT_THAT(error, HasSubstr("model.gguf"));
@@ -152,7 +152,7 @@ TEST(GgufVocabulary, WhatIsMissingOrWrongIsNamed) {
 }
 
 TEST(GgufVocabulary, TheChatTemplateIsInTheFile) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   GgufBuilder file = byte_level_file("gpt-2");
   file.value("tokenizer.chat_template", Type::kString,
              raw("{{ messages[0].content }}{{ eos_token }}"));

@@ -37,7 +37,7 @@ Ids all(const PackedTokens& file) {
 }
 
 TEST(PackedTokens, NarrowAndWideIdsComeBack) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   for (const int32_t vocabulary : {300, 65536, 65537, 200000}) {
     Ids ids(1000);
     Random random(vocabulary);
@@ -58,13 +58,13 @@ TEST(PackedTokens, NarrowAndWideIdsComeBack) {
 }
 
 TEST(PackedTokens, AnEmptyFileIsWhole) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   pack(folder / "x.tokens", {}, 300);
   EXPECT_EQ(PackedTokens(folder / "x.tokens").size(), 0);
 }
 
 TEST(PackedTokens, EachFlippedBitIsFound) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   Ids ids(11);
   std::iota(ids.begin(), ids.end(), 7);
   pack(folder / "x.tokens", ids, 300);
@@ -80,7 +80,7 @@ TEST(PackedTokens, EachFlippedBitIsFound) {
 }
 
 TEST(PackedTokens, ATruncatedOrLongerFileIsRefusedEvenUnverified) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   pack(folder / "x.tokens", Ids(40, 1), 300);
   const std::string whole = read_file(folder / "x.tokens");
   for (size_t size = 0; size < whole.size(); ++size) {
@@ -93,7 +93,7 @@ TEST(PackedTokens, ATruncatedOrLongerFileIsRefusedEvenUnverified) {
 }
 
 TEST(PackedTokens, AnIdBeyondTheVocabularyIsFoundWhenRead) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   pack(folder / "x.tokens", Ids(40, 1), 300);
   std::string damaged = read_file(folder / "x.tokens");
   damaged[64 + 2 * 9 + 1] = 77;
@@ -104,7 +104,7 @@ TEST(PackedTokens, AnIdBeyondTheVocabularyIsFoundWhenRead) {
 }
 
 TEST(PackedTokens, IdsOutsideTheVocabularyAreNotWritten) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   EXPECT_NE(error_of([&] { pack(folder / "x.tokens", {300}, 300); }), "");
   EXPECT_NE(error_of([&] { pack(folder / "x.tokens", {-1}, 300); }), "");
   EXPECT_FALSE(std::filesystem::exists(folder / "x.tokens"));
@@ -112,7 +112,7 @@ TEST(PackedTokens, IdsOutsideTheVocabularyAreNotWritten) {
 }
 
 TEST(PackCorpus, EqualsEncodingEachDocumentAtOnce) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto tokenizer = golden();
   // One file of more than a block, whose block boundary falls inside words and characters.
   std::string large;
@@ -145,7 +145,7 @@ TEST(PackCorpus, EqualsEncodingEachDocumentAtOnce) {
 }
 
 TEST(PackCorpus, StoppedOrFailedItLeavesNoFile) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   write_file(folder / "t/a.txt", "text");
   const auto tokenizer = golden();
   const Corpus corpus = find_text({folder / "t"});
@@ -162,7 +162,7 @@ TEST(PackCorpus, StoppedOrFailedItLeavesNoFile) {
 }
 
 TEST(PackCorpus, PackedFilesAreNotTakenForText) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   pack(folder / "x.tokens", {1, 2, 3}, 300);
   EXPECT_TRUE(is_packed_tokens(folder / "x.tokens"));
   EXPECT_THAT(error_of([&] { find_text({folder / "x.tokens"}); }),

@@ -132,7 +132,7 @@ TEST(SentencePiece, ModelsGiveTheIdsThatSentencePieceGives) {
 
 TEST(PipelineTokenizer, WhatIsSavedIsLoadedUnchanged) {
   for (const std::string name : {"llama 3", "llama 2", "t5", "flags and a normalizer"}) {
-    const TemporaryFolder folder;
+    const ScratchFolder folder;
     const auto original = make_tokenizer(kind(name));
     original->save(folder.path());
     const auto loaded = load_tokenizer(folder.path());
@@ -182,7 +182,7 @@ TEST(PipelineTokenizer, DamagedBytesNeverCrash) {
 }
 
 TEST(PipelineTokenizer, MembersThatMatterAndAreNotUnderstoodAreNamed) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto refused = [&](const char* name, const char* pointer, const char* value,
                            const std::string& part) {
     Json json = kind(name);

@@ -26,7 +26,7 @@ BpeModel small_model() {
 }
 
 std::string small_json() {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   ByteLevelBpe(small_model()).save(folder.path());
   return read_file(folder / "tokenizer.json");
 }
@@ -49,7 +49,7 @@ TEST(TokenizerFiles, WhatIsSavedIsLoadedUnchanged) {
         {static_cast<int32_t>(model.tokens.size()), "<a \"quoted\" é>", false, true});
     model.tokens.emplace_back("<a \"quoted\" é>");
     const ByteLevelBpe original(model);
-    const TemporaryFolder folder;
+    const ScratchFolder folder;
     original.save(folder.path());
     const auto loaded = load_tokenizer(folder.path());
     EXPECT_EQ(loaded->fingerprint(), original.fingerprint());
@@ -60,7 +60,7 @@ TEST(TokenizerFiles, WhatIsSavedIsLoadedUnchanged) {
 }
 
 TEST(TokenizerFiles, Gpt2sPairOfFilesUnderBothNamesEqualsTokenizerJson) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const BpeModel model = read_tokenizer_json(golden_folder() / "tokenizer.json");
   Json vocabulary = Json::object();
   for (size_t id = 0; id < model.tokens.size(); ++id)
@@ -98,7 +98,7 @@ TEST(TokenizerFiles, SmolLm2sFilesLoad) {
 }
 
 TEST(TokenizerFiles, MergesMayBeListsOrStrings) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   Json json = Json::parse(small_json());
   for (Json& merge : json["model"]["merges"]) {
     const auto line = merge.get<std::string>();
@@ -115,13 +115,13 @@ TEST(TokenizerFiles, DigitsBeforeByteLevelAreUnderstood) {
   json["pre_tokenizer"] = Json::parse(R"({"type": "Sequence", "pretokenizers": [
       {"type": "Digits", "individual_digits": true},
       {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]})");
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   write_file(folder / "tokenizer.json", json.dump());
   EXPECT_TRUE(read_tokenizer_json(folder / "tokenizer.json").split.digits);
 }
 
 TEST(TokenizerFiles, MembersThatMatterAndAreNotUnderstoodAreNamed) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto refused = [&](const char* pointer, const char* value, const std::string& name) {
     Json json = Json::parse(small_json());
     json[Json::json_pointer(pointer)] = Json::parse(value);
@@ -148,7 +148,7 @@ TEST(TokenizerFiles, MembersThatMatterAndAreNotUnderstoodAreNamed) {
 }
 
 TEST(TokenizerFiles, ATruncatedTokenizerJsonIsRefusedWhereverItEnds) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const std::string whole = small_json();
   const auto path = folder / "tokenizer.json";
   for (size_t size = 0; size + 2 < whole.size(); ++size) {
@@ -160,7 +160,7 @@ TEST(TokenizerFiles, ATruncatedTokenizerJsonIsRefusedWhereverItEnds) {
 }
 
 TEST(TokenizerFiles, AFlippedBitNeverCrashes) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const std::string whole = small_json();
   const auto path = folder / "tokenizer.json";
   for (size_t at = 0; at < whole.size(); ++at) {
@@ -172,7 +172,7 @@ TEST(TokenizerFiles, AFlippedBitNeverCrashes) {
 }
 
 TEST(TokenizerFiles, DamagedPairsOfFilesNeverCrash) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const BpeModel model = small_model();
   Json vocabulary = Json::object();
   for (size_t id = 0; id < model.tokens.size(); ++id)
@@ -201,7 +201,7 @@ TEST(TokenizerFiles, DamagedPairsOfFilesNeverCrash) {
 }
 
 TEST(TokenizerFiles, AMemberGivenTwiceIsRefused) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   std::string json = small_json();
   json.insert(json.find("\"th\""), "\"th\": 7, ");
   write_file(folder / "tokenizer.json", json);
@@ -210,7 +210,7 @@ TEST(TokenizerFiles, AMemberGivenTwiceIsRefused) {
 }
 
 TEST(TokenizerFiles, MissingOnesAreNamed) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   EXPECT_NE(error_of([&] { load_tokenizer(folder / "nowhere"); }).find("no such file"),
             std::string::npos);
   EXPECT_NE(error_of([&] { load_tokenizer(folder.path()); }).find("it needs tokenizer.json"),

@@ -136,16 +136,6 @@ std::filesystem::path shared_data() {
   return NATSLM_TEST_SOURCE "/../shared/data";
 }
 
-TemporaryFolder::TemporaryFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "natslm-data-XXXXXX").string();
-  NATSLM_CHECK(::mkdtemp(name.data()), "no temporary folder");
-  path_ = name;
-}
-TemporaryFolder::~TemporaryFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
 void write_file(const std::filesystem::path& path, std::string_view contents) {
   std::filesystem::create_directories(path.parent_path());
   // A new file: some file systems flush one that is truncated and written again.

@@ -7,7 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/error_of.h"
+#include "tests/support/scratch_folder.h"
+
 namespace natslm::data {
+
+using test::error_of;
+using test::ScratchFolder;
 
 // SplitMix64.
 class Random {
@@ -34,32 +40,6 @@ std::string hash_of(const std::vector<int32_t>& ids);
 std::filesystem::path golden_folder();
 // Data that lies beside the checkout on some machines; tests that want it are skipped without.
 std::filesystem::path shared_data();
-// An empty folder that goes when the object goes.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 void write_file(const std::filesystem::path& path, std::string_view contents);
-// what() of the Error that `call` throws; "" when it throws none.
-template <class Call>
-std::string error_of(Call&& call);
 
 }  // namespace natslm::data
-
-#include "natslm/base/error.h"
-
-template <class Call>
-std::string natslm::data::error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}

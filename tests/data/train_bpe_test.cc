@@ -152,7 +152,7 @@ TEST(TrainBpe, ImpossibleRequestsAreRefused) {
 }
 
 TEST(TrainBpe, ReadsACorpusOfFilesAndJsonLines) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   write_file(folder / "c/a.txt", "low lower");
   write_file(folder / "c/b.jsonl", "{\"text\": \"lowest\"}\n{\"text\": \"low\"}\n");
   EXPECT_EQ(train_bpe(find_text({folder / "c"}), {.vocabulary = 300})->fingerprint(),

@@ -8,11 +8,13 @@
 #include <map>
 
 #include "natslm/base/error.h"
+#include "tests/support/error_of.h"
 #include "tests/support/small_model.h"
 
 namespace natslm::engine {
 namespace {
 
+using test::error_of;
 using ::testing::HasSubstr;
 using testing::KeepAll;
 using testing::Patchwork;
@@ -79,15 +81,6 @@ void expect_near(const std::vector<float>& got, const std::vector<float>& want, 
   ASSERT_EQ(got.size(), want.size()) << where;
   for (size_t i = 0; i < got.size(); ++i)
     ASSERT_NEAR(got[i], want[i], margin) << where << ", score " << i;
-}
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(Engine, ScoresWithoutEvictionAreThoseOfADenseForwardPass) {

@@ -11,25 +11,18 @@
 #include "natslm/base/error.h"
 #include "natslm/eval/comparison.h"
 #include "natslm/eval/tasks.h"
+#include "tests/support/error_of.h"
 #include "tests/support/small_model.h"
 
 namespace natslm::eval {
 namespace {
 
+using test::error_of;
 using ::testing::HasSubstr;
 using testing::KeepAll;
 using testing::Patchwork;
 using testing::SmallModel;
 using testing::some_tokens;
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 // Sum of -log p over tokens [first, tokens.size()), by dense attention.
 double dense_nll(SmallModel& model, const std::vector<int32_t>& tokens, int64_t first) {

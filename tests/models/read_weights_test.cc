@@ -9,7 +9,6 @@
 #include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <filesystem>
 #include <fstream>
@@ -19,11 +18,14 @@
 #include "natslm/base/error.h"
 #include "natslm/kernels/dequantize.h"
 #include "natslm/models/safetensors.h"
+#include "tests/support/error_of.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm::models {
 namespace {
 
 namespace fs = std::filesystem;
+using test::error_of;
 using testing::AllOf;
 using testing::HasSubstr;
 
@@ -31,24 +33,8 @@ constexpr auto kSmallGguf = NATSLM_TEST_SOURCE "/tests/golden/gguf/small.gguf";
 
 class ReadWeights : public testing::Test {
  protected:
-  ReadWeights() {
-    std::string name = (fs::temp_directory_path() / "natslm-read-XXXXXX").string();
-    NATSLM_CHECK(::mkdtemp(name.data()), "no temporary folder");
-    folder_ = name;
-  }
-  ~ReadWeights() override { fs::remove_all(folder_); }
-
-  template <class Call>
-  static std::string error_of(Call&& call) {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  }
-
-  fs::path folder_;
+  test::ScratchFolder scratch_;
+  const fs::path folder_ = scratch_.path();
 };
 
 // Many tensors, one of them larger than a batch.

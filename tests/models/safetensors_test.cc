@@ -9,7 +9,6 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
@@ -18,6 +17,8 @@
 
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
+#include "tests/support/safetensors_bytes.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm::models {
 namespace {
@@ -29,23 +30,11 @@ using ::testing::Not;
 
 class Safetensors : public ::testing::Test {
  protected:
-  Safetensors()
-      : folder_(fs::temp_directory_path() / ("natslm-safetensors-" + std::to_string(::getpid()))) {
-    fs::create_directories(folder_);
-    path_ = folder_ / "weights.safetensors";
-  }
-  ~Safetensors() override { fs::remove_all(folder_); }
-
   void put(std::string_view bytes) const {
     std::ofstream(path_, std::ios::binary).write(bytes.data(), std::ssize(bytes));
   }
-  // A file with this header text and so many zero bytes of data.
   void put_header(std::string_view header, size_t data_bytes) const {
-    const uint64_t length = header.size();
-    std::string file(reinterpret_cast<const char*>(&length), 8);
-    file += header;
-    file.append(data_bytes, '\0');
-    put(file);
+    put(test::safetensors_bytes(header, data_bytes));
   }
   // The message of opening the file, "" if that worked.
   std::string open_error() const {
@@ -63,7 +52,8 @@ class Safetensors : public ::testing::Test {
     for (size_t i = 0; i < tensor.nbytes(); ++i) static_cast<void>(bytes[i]);
   }
 
-  fs::path folder_, path_;
+  test::ScratchFolder scratch_;
+  const fs::path folder_ = scratch_.path(), path_ = folder_ / "weights.safetensors";
 };
 
 NamedTensors small_set() {

@@ -27,6 +27,7 @@
 #include "natslm/policies/learned.h"
 #include "natslm/roles/lifetimes.h"
 #include "tests/cache/cache_streams.h"
+#include "tests/support/error_of.h"
 
 namespace natslm::test {
 namespace {
@@ -331,15 +332,6 @@ TEST(WithBudget, GivesEveryPolicyThatManyKeys) {
   EXPECT_EQ(with_budget("streaming", 0.25, 512), "streaming:sinks=4,window=124");
   EXPECT_EQ(with_budget("streaming:sinks=2", 0.25, 512), "streaming:sinks=2,window=126");
   EXPECT_EQ(with_budget("h2o:chunk=1", 0.1, 510), "h2o:chunk=1,heavy=25,recent=26");
-}
-
-std::string error_of(const auto& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(Specs, SayWhatIsWrongAndWhatIsAllowed) {

@@ -55,7 +55,7 @@ TEST(Checksum, ChangesWithEveryBitAndEveryLength) {
 }
 
 TEST(Checkpoints, KeepTheNewestAndPointToIt) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   Checkpoints checkpoints(folder.path() / "c", 2);
   EXPECT_TRUE(checkpoints.latest().empty());
   for (const int64_t step : {5, 10, 100, 1'000'000})
@@ -66,7 +66,7 @@ TEST(Checkpoints, KeepTheNewestAndPointToIt) {
 }
 
 TEST(Checkpoints, WithoutAUsablePointerTheNewestCounts) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   Checkpoints checkpoints(folder.path(), 3);
   for (const int64_t step : {1, 2, 10}) checkpoints.save(step, {}, kTwoFiles);
   checkpoints.set_latest(folder.path() / "step-000002");
@@ -80,7 +80,7 @@ TEST(Checkpoints, WithoutAUsablePointerTheNewestCounts) {
 }
 
 TEST(Checkpoints, AnotherOneOfTheSameStepReplacesIt) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   Checkpoints checkpoints(folder.path(), 2);
   checkpoints.save(1, {{"n", 1}}, kTwoFiles);
   checkpoints.save(1, {{"n", 2}}, kTwoFiles);
@@ -89,7 +89,7 @@ TEST(Checkpoints, AnotherOneOfTheSameStepReplacesIt) {
 }
 
 TEST(Checkpoints, AnErrorWhileWritingLeavesTheOldOnesAndNothingElse) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   Checkpoints checkpoints(folder.path(), 1);
   checkpoints.save(1, {{"n", 1}}, kTwoFiles);
   EXPECT_THROW(checkpoints.save(2, {},
@@ -121,7 +121,7 @@ class FileSizeLimit {
 };
 
 TEST(Checkpoints, AWriteThatTheSystemRefusesIsAnErrorAtAnyByte) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.checkpoint_every = 5;
   run.options.steps = 5;
@@ -147,7 +147,7 @@ TEST(Checkpoints, AWriteThatTheSystemRefusesIsAnErrorAtAnyByte) {
 }
 
 TEST(Checkpoints, ADamagedOneIsRefusedAndAWholeOneOffered) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.checkpoint_every = 5;
   run.options.steps = 10;

@@ -166,9 +166,9 @@ TEST_F(OnTheGpu, OptionsOfTheRolesWork) {
 }
 
 TEST_F(OnTheGpu, EitherDeviceContinuesACheckpointOfTheOther) {
-  const TemporaryFolder whole_folder, folder, host_folder, back_folder;
+  const ScratchFolder whole_folder, folder, host_folder, back_folder;
   // A run is resumed from its own folder, which these stand in for.
-  for (const TemporaryFolder* f : {&folder, &host_folder, &back_folder}) {
+  for (const ScratchFolder* f : {&folder, &host_folder, &back_folder}) {
     std::filesystem::create_directories(checkpoint_folder(f->path()));
   }
   Options options = options_of();
@@ -203,7 +203,7 @@ TEST_F(OnTheGpu, EitherDeviceContinuesACheckpointOfTheOther) {
 }
 
 TEST_F(OnTheGpu, ALossThatIsNotFiniteStopsAndNamesStepAndTensor) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   const auto m = model(roles::RoleSet::kGls, kGpu);
   m->parameters()[3].second.detach()[0] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THAT([&] { Trainer(*m, dataset, options_of(), folder.path(), {}).run(); },

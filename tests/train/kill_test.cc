@@ -52,7 +52,7 @@ Ended drive(const fs::path& folder, const std::string& stage, int count,
 class KilledRun : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    const TemporaryFolder folder;
+    const ScratchFolder folder;
     ASSERT_EQ(drive(folder.path(), "never", 1).code, 0);
     truth_ = read_file(folder.path() / "final.safetensors");
     optimizer_ = read_file(folder.path() / "checkpoints/step-000040/optimizer.safetensors");
@@ -74,7 +74,7 @@ TEST_F(KilledRun, AtEachStageOfASaveContinuesToTheSameBits) {
   for (const char* stage : {"begun", "files written", "state written", "synced", "old one aside",
                             "renamed", "pointer written", "renamed old ones", "pruned"}) {
     for (const int count : {1, 3}) {
-      const TemporaryFolder folder;
+      const ScratchFolder folder;
       const std::string what =
           std::string("killed at '") + stage + "', save " + std::to_string(count);
       ASSERT_TRUE(drive(folder.path(), stage, count).killed) << what;
@@ -84,7 +84,7 @@ TEST_F(KilledRun, AtEachStageOfASaveContinuesToTheSameBits) {
 }
 
 TEST_F(KilledRun, TwiceAtTheSameSaveContinuesToTheSameBits) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   ASSERT_TRUE(drive(folder.path(), "renamed", 2).killed);  // step 6 is whole, the pointer at step 3
   ASSERT_TRUE(drive(folder.path(), "old one aside", 1).killed);  // while step 6 is replaced
   expect_same_end(folder.path(), "killed twice");
@@ -93,12 +93,12 @@ TEST_F(KilledRun, TwiceAtTheSameSaveContinuesToTheSameBits) {
 TEST_F(KilledRun, AtRandomMomentsContinuesToTheSameBits) {
   const auto begin = std::chrono::steady_clock::now();
   {
-    const TemporaryFolder folder;
+    const ScratchFolder folder;
     drive(folder.path(), "never", 1);
   }
   const auto whole = std::chrono::duration_cast<std::chrono::microseconds>(
       std::chrono::steady_clock::now() - begin);
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   for (uint64_t i = 0; i < 8; ++i) {
     const auto moment = whole * static_cast<int64_t>(30 + mix64(i) % 70) / 100;
     SCOPED_TRACE("kill " + std::to_string(i) + " after " + std::to_string(moment.count()) + " us");

@@ -34,7 +34,7 @@ class RunTextFiles : public ::testing::Test {
   }
   TextOptions options() const { return {.text = {text_}, .held_out = 0.2, .vocabulary = 300}; }
 
-  TemporaryFolder folder_;
+  ScratchFolder folder_;
   fs::path text_ = folder_.path() / "text", run_ = folder_.path() / "run";
 };
 
@@ -116,7 +116,7 @@ TEST(Validate, IsThePerplexityOfAllWindowsWhateverTheBatch) {
   EXPECT_NEAR(one.perplexity, TinyModel::kVocabulary, 2);
   for (const auto& [name, parameter] : run.model.parameters())
     EXPECT_FALSE(parameter.grad().defined());
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   run.options.steps = 60;
   run.trainer(folder.path()).run();
   EXPECT_LT(validate(run.model, run.dataset, 16, 8, 50).perplexity, one.perplexity - 1);

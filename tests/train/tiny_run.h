@@ -10,9 +10,12 @@
 #include <utility>
 
 #include "natslm/train/trainer.h"
+#include "tests/support/scratch_folder.h"
 #include "tests/train/tiny_model.h"
 
 namespace natslm::train {
+
+using test::ScratchFolder;
 
 inline Options tiny_options() {
   Options o;
@@ -45,25 +48,6 @@ struct TinyRun {
   Trainer trainer(const std::filesystem::path& folder) {
     return Trainer(model, dataset, options, folder, parts);
   }
-};
-
-// A new folder that goes with the object.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "natslm-train-XXXXXX").string();
-    path_ = ::mkdtemp(name.data());
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
 };
 
 }  // namespace natslm::train

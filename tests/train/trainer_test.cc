@@ -60,7 +60,7 @@ class Recorder : public Observer {
 };
 
 TEST(Trainer, FollowsTheRecordedTrajectory) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.steps = 60;
   run.options.kv_budget = 0;
@@ -77,7 +77,7 @@ TEST(Trainer, FollowsTheRecordedTrajectory) {
 }
 
 TEST(Trainer, AccumulatedMicroBatchesEqualOneBatch) {
-  const TemporaryFolder a, b;
+  const ScratchFolder a, b;
   TinyRun whole, parts;
   parts.options.micro_batch = 1;
   Recorder one, four;
@@ -110,7 +110,7 @@ TEST(Trainer, AStepDescendsLossPlusLambdaTimesPrice) {
         (logits.logsumexp(-1, true) - logits.gather(-1, ids.slice(1, 1).unsqueeze(-1))).mean();
     return loss.item<double>() + run.options.lambda * out.price.item<double>();
   };
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.steps = 1;
   run.options.kv_budget = 0;
@@ -133,7 +133,7 @@ TEST(Trainer, AStepDescendsLossPlusLambdaTimesPrice) {
 }
 
 TEST(Trainer, AlternatingTrainsWeightsOnOneHalfAndRolesOnTheOther) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.optimize = kAlternating;
   run.options.steps = 1;
@@ -172,7 +172,7 @@ TEST(Trainer, AlternatingTrainsWeightsOnOneHalfAndRolesOnTheOther) {
 }
 
 TEST(Trainer, GradientsLongerThanTheClipAreCutToIt) {
-  const TemporaryFolder a, b;
+  const ScratchFolder a, b;
   TinyRun clipped, free;
   clipped.options.steps = free.options.steps = 1;
   clipped.options.clip = 1e-3;
@@ -187,7 +187,7 @@ TEST(Trainer, GradientsLongerThanTheClipAreCutToIt) {
 }
 
 TEST(Trainer, ScoreLayersMayLearnAtARateOfTheirOwn) {
-  const TemporaryFolder a, b;
+  const ScratchFolder a, b;
   TinyRun plain, fast;
   plain.options.steps = fast.options.steps = 1;
   fast.options.role_rate = 4;
@@ -208,7 +208,7 @@ TEST(Trainer, ScoreLayersMayLearnAtARateOfTheirOwn) {
 }
 
 TEST(Trainer, BudgetControlRaisesLambdaWhileTooManyKeysLiveAndLowersItAfter) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.steps = 300;
   Recorder recorder;
@@ -229,7 +229,7 @@ TEST(Trainer, BudgetControlRaisesLambdaWhileTooManyKeysLiveAndLowersItAfter) {
 }
 
 TEST(Trainer, ADenseModelHasNoPriceAndNoLambda) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run(/*dense=*/true);
   const Result result = run.trainer(folder.path()).run();
   EXPECT_EQ(result.lambda, 0);
@@ -238,7 +238,7 @@ TEST(Trainer, ADenseModelHasNoPriceAndNoLambda) {
 }
 
 TEST(Trainer, LogsEveryIntervalAndTheResultLast) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.parts.validate = [] { return Validation{12.5, {0.1, 0.2, 0.3}}; };
   run.options.validate_every = 10;
@@ -263,7 +263,7 @@ TEST(Trainer, LogsEveryIntervalAndTheResultLast) {
 }
 
 TEST(Trainer, AResumedRunEndsWithTheSameBits) {
-  const TemporaryFolder whole_folder, folder;
+  const ScratchFolder whole_folder, folder;
   TinyRun whole;
   whole.options.checkpoint_every = 7;
   whole.trainer(whole_folder.path()).run();
@@ -308,7 +308,7 @@ TEST(Trainer, AResumedRunEndsWithTheSameBits) {
 }
 
 TEST(Trainer, ResumingAFinishedRunChangesNothing) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   const Result first = run.trainer(folder.path()).run();
   const auto before = weights(run.model);
@@ -323,7 +323,7 @@ TEST(Trainer, ResumingAFinishedRunChangesNothing) {
 }
 
 TEST(Trainer, ResumingWithAnotherOptionThatMattersNamesIt) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.parts.identity = {{"text", "abc"}};
   run.trainer(folder.path()).run();
@@ -349,7 +349,7 @@ TEST(Trainer, ResumingWithAnotherOptionThatMattersNamesIt) {
 TEST(Trainer, StopsAtALossThatIsNotFiniteAndNamesTheStepAndTheTensor) {
   for (const float poison :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    const TemporaryFolder folder;
+    const ScratchFolder folder;
     TinyRun run;
     run.options.checkpoint_every = 5;
     run.model.poison_step = 12;
@@ -369,7 +369,7 @@ TEST(Trainer, StopsAtALossThatIsNotFiniteAndNamesTheStepAndTheTensor) {
 }
 
 TEST(Trainer, NamesAWeightThatIsNotFinite) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.model.parameters()[2].second.detach()[3] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THAT([&] { run.trainer(folder.path()).run(); },
@@ -378,7 +378,7 @@ TEST(Trainer, NamesAWeightThatIsNotFinite) {
 }
 
 TEST(Trainer, AGradientWhoseSquareOverflowsIsClippedNotFatal) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.options.steps = 1;
   run.model.poison_step = 0;
@@ -388,14 +388,14 @@ TEST(Trainer, AGradientWhoseSquareOverflowsIsClippedNotFatal) {
 }
 
 TEST(Trainer, LogitsThatTheModelStillNeedsAreNotOverwrittenSilently) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   run.model.output_is_saved = true;
   EXPECT_ANY_THROW(run.trainer(folder.path()).run());
 }
 
 TEST(Trainer, RefusesATextShorterThanAWindowAndAContextTheModelLacks) {
-  const TemporaryFolder folder;
+  const ScratchFolder folder;
   TinyRun run;
   const data::TokenDataset short_text(tiny_text(16), TinyModel::kVocabulary, 1);
   EXPECT_THAT(
