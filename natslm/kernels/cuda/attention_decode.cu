@@ -9,6 +9,7 @@
 
 #include "natslm/kernels/cuda/attention_decode.cuh"
 #include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/cuda/dependent_launch.cuh"
 #include "natslm/kernels/decode_checks.h"
 
 namespace natslm::kernels::cuda {
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   __shared__ float4 sums[kCombineGroups][kCombineLanes];
   __shared__ int32_t warp_parts[kCombineThreads / kWarp];
   // The next kernel may take its places now: it waits for this one's end before it reads anything.
-  allow_next_kernel();
+  admit_launch_behind();
   const int thread = static_cast<int>(threadIdx.x);
   const int32_t row = first_row + static_cast<int32_t>(blockIdx.x) / l.q_heads;
   const int32_t head = static_cast<int32_t>(blockIdx.x) % l.q_heads;
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kCombineThreads)
     for (int w = 0; w < kCombineThreads / kWarp; ++w) part_start += warp_parts[w];
   }
   // Before any block ends: what follows in the stream waits for this kernel alone.
-  wait_for_previous_kernel();
+  await_launch_before();
   if (pieces == 1) return;
 
   if (!few_lists) part_start = l.part_start[list];
@@ -427,17 +428,15 @@ void launch(const DecodePart& part, CUstream_st* stream) {
 }  // namespace
 
 void launch_combine(const DecodePart& part, int32_t head_dim, bool overlap, CUstream_st* stream) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(int64_t{part.rows} * part.launch.q_heads),
-                        static_cast<unsigned>(head_dim / kCombineChannels));
-  config.blockDim = dim3(kCombineThreads);
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
-  NATSLM_CUDA(cudaLaunchKernelEx(&config, combine_kernel, part.launch, head_dim, part.first_row));
+  const dim3 grid(static_cast<unsigned>(int64_t{part.rows} * part.launch.q_heads),
+                  static_cast<unsigned>(head_dim / kCombineChannels));
+  if (overlap) {
+    launch_dependent(combine_kernel, grid, kCombineThreads, 0, stream, part.launch, head_dim,
+                     part.first_row);
+    return;
+  }
+  combine_kernel<<<grid, kCombineThreads, 0, stream>>>(part.launch, head_dim, part.first_row);
+  NATSLM_CUDA(cudaGetLastError());
 }
 
 void launch_mass(const DecodePart& part, int32_t head_dim, int32_t max_count, CUstream_st* stream) {

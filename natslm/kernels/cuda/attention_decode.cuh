@@ -107,21 +107,6 @@ __device__ inline int warp_id() {
   return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kWarp, 0);
 }
 
-// Waits until the kernels before this one in the stream have ended and their writes can be seen, if
-// it was launched ahead of that; otherwise does nothing.
-__device__ inline void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// The next kernel in the stream may be launched from here on (it still waits for this one's end
-// before it reads anything).
-__device__ inline void allow_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // --- the work ---
 
 // Where the items of each list begin, in shared memory.

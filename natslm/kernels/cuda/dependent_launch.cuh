@@ -40,13 +40,13 @@ inline bool can_launch_dependent() {
 }
 
 template <class... Parameters, class... Arguments>
-void launch_dependent(void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
+void launch_dependent(void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
                       size_t shared_bytes, CUstream_st* stream, const Arguments&... arguments) {
   cudaLaunchAttribute dependent = {};
   dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   dependent.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
+  config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;

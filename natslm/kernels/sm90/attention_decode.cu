@@ -10,6 +10,7 @@
 
 #include "natslm/kernels/cuda/attention_decode.cuh"
 #include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/cuda/dependent_launch.cuh"
 #include "natslm/kernels/decode_checks.h"
 
 namespace natslm::kernels::sm90 {
@@ -243,8 +244,8 @@ __global__ void __launch_bounds__(Config<kHeadDim>::kThreads, Config<kHeadDim>::
     publish_barriers();
   }
   __syncthreads();
-  cuda::wait_for_previous_kernel();
-  cuda::allow_next_kernel();
+  cuda::await_launch_before();
+  cuda::admit_launch_behind();
   const bool one_warp = l.lists <= kWarp;  // finds the items without the others
   if (!one_warp) {
     cuda::fill_items<C::kThreads>(l, shared.items);
@@ -283,18 +284,10 @@ void launch(const DecodePart& part, CUstream_st* stream) {
   int device = 0, processors = 0;
   NATSLM_CUDA(cudaGetDevice(&device));
   NATSLM_CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  cudaLaunchConfig_t config{};
-  config.gridDim =
-      dim3(static_cast<unsigned>(std::min<int64_t>(part.most_items, C::kBlocks * processors)));
-  config.blockDim = dim3(C::kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  NATSLM_CUDA(cudaLaunchKernelEx(&config, kernel, part.launch));
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>(part.most_items, C::kBlocks * processors));
+  cuda::launch_dependent(kernel, blocks, C::kThreads, sizeof(typename C::Shared), stream,
+                         part.launch);
 }
 
 }  // namespace
