@@ -433,14 +433,17 @@ std::vector<CaseWithOptions> smoke_cases() {
   return cases;
 }
 
+// Its place is its seed, which decides how many horizons it has.
+void add_numbered(std::vector<CaseWithOptions>& cases, AttentionCase c) {
+  c.seed = cases.size() + 1;
+  BackwardOptions options;
+  options.horizon_count = static_cast<int>(c.seed % 5);
+  cases.push_back({c, options});
+}
+
 std::vector<CaseWithOptions> corners() {
   std::vector<CaseWithOptions> cases;
-  const auto add = [&](AttentionCase c) {
-    c.seed = cases.size() + 1;
-    BackwardOptions options;
-    options.horizon_count = static_cast<int>(c.seed % 5);
-    cases.push_back({c, options});
-  };
+  const auto add = [&](const AttentionCase& c) { add_numbered(cases, c); };
   for (const int head_dim : {64, 128}) {
     for (AttentionCase c : corner_cases(DType::kBFloat16)) {
       c.head_dim = head_dim;
@@ -521,12 +524,7 @@ CaseWithOptions random_problem(uint64_t seed) {
 // Around what the kernels for short texts list, cut and pad.
 std::vector<CaseWithOptions> short_texts() {
   std::vector<CaseWithOptions> cases;
-  const auto add = [&](AttentionCase c) {
-    c.seed = cases.size() + 1;
-    BackwardOptions options;
-    options.horizon_count = static_cast<int>(c.seed % 5);
-    cases.push_back({c, options});
-  };
+  const auto add = [&](const AttentionCase& c) { add_numbered(cases, c); };
   for (const int head_dim : {64, 128}) {
     for (int tokens = 1; tokens <= 130; ++tokens) {
       constexpr Lifetimes kKinds[] = {Lifetimes::kRoles, Lifetimes::kAllDieAtOnce,
