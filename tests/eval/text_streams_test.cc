@@ -8,27 +8,10 @@
 
 #include "natslm/base/error.h"
 #include "natslm/data/packed_tokens.h"
+#include "tests/support/byte_tokenizer.h"
 
 namespace natslm::eval {
 namespace {
-
-// A token a byte.
-class Bytes final : public data::Tokenizer {
- public:
-  int32_t vocabulary() const override { return 256; }
-  void encode_to(std::string_view text, std::vector<int32_t>& ids) const override {
-    for (const char c : text) ids.push_back(static_cast<uint8_t>(c));
-  }
-  std::string decode(const std::vector<int32_t>& ids) const override {
-    return std::string(ids.begin(), ids.end());
-  }
-  std::string token_bytes(int32_t id) const override {
-    return std::string(1, static_cast<char>(id));
-  }
-  size_t stable_prefix(std::string_view text) const override { return text.size(); }
-  uint64_t fingerprint() const override { return 77; }
-  void save(const std::filesystem::path&) const override {}
-};
 
 class TextStreams : public ::testing::Test {
  protected:
@@ -43,7 +26,7 @@ class TextStreams : public ::testing::Test {
     return folder_ / name;
   }
   std::filesystem::path folder_;
-  Bytes tokenizer_;
+  test::ByteTokenizer tokenizer_;
 };
 
 TEST_F(TextStreams, EachFileIsOneStream) {
