@@ -156,23 +156,57 @@ std::string spec_at_budget(models::Model& model, std::string_view spec, double b
   return search.best();
 }
 
-std::vector<PerplexityResult> compare(const std::vector<Contender>& contenders,
-                                      const Streams& streams, const PerplexityOptions& options,
-                                      uint64_t seed,
-                                      const std::function<void(const PerplexityResult&)>& on_result,
-                                      const Progress& progress) {
-  std::vector<PerplexityResult> results;
+void evaluate_each(const std::vector<Contender>& contenders, const Streams& streams,
+                   const PerplexityOptions& options, uint64_t seed, const Evaluate& evaluate) {
   for (const Contender& contender : contenders) {
     models::Model& model = *contender.model;
     const std::string spec =
         contender.budget > 0 && has_budget(contender.spec)
             ? spec_at_budget(model, contender.spec, contender.budget, streams, options, seed)
             : contender.spec;
-    auto policy = policies::make_policy(
-        spec, policy_context(model, options.context, seed, options.cache_dtype));
+    evaluate(model, policies::make_policy(
+                        spec, policy_context(model, options.context, seed, options.cache_dtype)));
+  }
+}
+
+double evaluate_at_equal_budget(models::Model& model, const std::string& learned,
+                                models::Model& rival_model, const std::vector<std::string>& rivals,
+                                const Streams& streams, const PerplexityOptions& options,
+                                uint64_t seed, const Evaluate& evaluate) {
+  double budget = 0;
+  evaluate_each({{"full", &rival_model}, {learned, &model}}, streams, options, seed,
+                [&](models::Model& which, std::unique_ptr<cache::Policy> policy) {
+                  return budget = evaluate(which, std::move(policy));
+                });
+  std::vector<Contender> contenders;
+  for (const std::string& rival : rivals) contenders.push_back({rival, &rival_model, budget});
+  evaluate_each(contenders, streams, options, seed, evaluate);
+  return budget;
+}
+
+namespace {
+
+// Perplexity as what a comparison does; results are told and collected.
+Evaluate perplexity_of(const Streams& streams, const PerplexityOptions& options,
+                       const std::function<void(const PerplexityResult&)>& on_result,
+                       const Progress& progress, std::vector<PerplexityResult>& results) {
+  return [&](models::Model& model, std::unique_ptr<cache::Policy> policy) {
     results.push_back(perplexity(model, std::move(policy), streams, options, progress));
     if (on_result) on_result(results.back());
-  }
+    return results.back().kv_end_full;
+  };
+}
+
+}  // namespace
+
+std::vector<PerplexityResult> compare(const std::vector<Contender>& contenders,
+                                      const Streams& streams, const PerplexityOptions& options,
+                                      uint64_t seed,
+                                      const std::function<void(const PerplexityResult&)>& on_result,
+                                      const Progress& progress) {
+  std::vector<PerplexityResult> results;
+  evaluate_each(contenders, streams, options, seed,
+                perplexity_of(streams, options, on_result, progress, results));
   return results;
 }
 
@@ -181,15 +215,9 @@ std::vector<PerplexityResult> compare_at_equal_budget(
     const std::vector<std::string>& rivals, const Streams& streams,
     const PerplexityOptions& options, uint64_t seed,
     const std::function<void(const PerplexityResult&)>& on_result, const Progress& progress) {
-  std::vector<PerplexityResult> results = compare({{"full", &rival_model}, {learned, &model}},
-                                                  streams, options, seed, on_result, progress);
-  const double budget = results.back().kv_end_full;
-  std::vector<Contender> contenders;
-  for (const std::string& rival : rivals) contenders.push_back({rival, &rival_model, budget});
-  for (PerplexityResult& result :
-       compare(contenders, streams, options, seed, on_result, progress)) {
-    results.push_back(std::move(result));
-  }
+  std::vector<PerplexityResult> results;
+  evaluate_at_equal_budget(model, learned, rival_model, rivals, streams, options, seed,
+                           perplexity_of(streams, options, on_result, progress, results));
   return results;
 }
 

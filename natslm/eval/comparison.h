@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,17 +36,30 @@ std::string spec_at_budget(models::Model& model, std::string_view spec, double b
                            const Streams& streams, const PerplexityOptions& options,
                            uint64_t seed = 0);
 
-// Perplexity of each contender in turn, its budget set first. `on_result` is called as each is
-// done.
+// What a comparison does with a contender: runs the policy on the model and says which share of
+// the keys it kept at the end of texts of the full length, as measured.
+using Evaluate = std::function<double(models::Model& model, std::unique_ptr<cache::Policy> policy)>;
+
+// Each contender in turn, its budget set first, on full windows of `streams`: texts like those that
+// `evaluate` reads. Of `options`, context, chunk and type of the cache should be the evaluation's.
+void evaluate_each(const std::vector<Contender>& contenders, const Streams& streams,
+                   const PerplexityOptions& options, uint64_t seed, const Evaluate& evaluate);
+
+// The table of the front page: `full` on `rival_model`, the ceiling; `learned` on the model with
+// roles; then `rivals` on `rival_model`, each at the share of keys that was measured for `learned`,
+// which is returned.
+double evaluate_at_equal_budget(models::Model& model, const std::string& learned,
+                                models::Model& rival_model, const std::vector<std::string>& rivals,
+                                const Streams& streams, const PerplexityOptions& options,
+                                uint64_t seed, const Evaluate& evaluate);
+
+// The same two with perplexity, on the streams themselves. `on_result` is called as each is done.
 std::vector<PerplexityResult> compare(
     const std::vector<Contender>& contenders, const Streams& streams,
     const PerplexityOptions& options, uint64_t seed = 0,
     const std::function<void(const PerplexityResult&)>& on_result = {},
     const Progress& progress = {});
 
-// The table of the front page: `full` on `rival_model`, the ceiling; `learned` on the model with
-// roles; then `rivals` on `rival_model`, each at the share of keys that was measured for `learned`
-// on full windows.
 std::vector<PerplexityResult> compare_at_equal_budget(
     models::Model& model, const std::string& learned, models::Model& rival_model,
     const std::vector<std::string>& rivals, const Streams& streams,

@@ -8,13 +8,10 @@
 
 #include "natslm/base/error.h"
 #include "natslm/engine/engine.h"
+#include "natslm/eval/runs.h"
 
 namespace natslm::eval {
 namespace {
-
-// Tokens of a step: enough for good matrix products, few enough that their logits stay small.
-constexpr int64_t kStepRows = 1024;
-constexpr int64_t kStepLogits = int64_t{1} << 24;
 
 // What one window brought.
 struct Outcome {
@@ -28,46 +25,28 @@ std::vector<int64_t> lengths_of(const Streams& streams) {
   return lengths;
 }
 
-engine::Options engine_options(const models::Config& config, const PerplexityOptions& options) {
-  engine::Options settings;
-  settings.prefill_chunk = options.prefill_chunk;
-  settings.cache_dtype = options.cache_dtype;
-  const int64_t rows = std::max<int64_t>(
-      options.prefill_chunk, std::min(kStepRows, kStepLogits / std::max(1, config.vocabulary)));
-  settings.max_sequences =
-      options.batch > 0 ? options.batch
-                        : static_cast<int32_t>(std::max<int64_t>(1, rows / options.prefill_chunk));
-  settings.max_step_rows = settings.max_sequences * options.prefill_chunk;
-  return settings;
-}
-
-PerplexityResult summarise(const std::vector<Window>& windows, const std::vector<Outcome>& outcomes,
+PerplexityResult summarise(std::span<const Window> windows, const std::vector<Outcome>& outcomes,
                            int64_t full_length) {
   PerplexityResult result;
-  result.windows = static_cast<int64_t>(windows.size());
-  int64_t fed = 0, full = 0;
-  double full_end = 0;
+  result.windows = std::ssize(windows);
+  std::vector<engine::KeyUse> uses;
+  std::vector<double> nll, scored;
   for (size_t i = 0; i < windows.size(); ++i) {
-    const engine::KeyUse& use = outcomes[i].use;
-    const double weight = static_cast<double>(use.tokens);
+    uses.push_back(outcomes[i].use);
+    nll.push_back(outcomes[i].nll);
+    scored.push_back(static_cast<double>(windows[i].scored()));
     result.nll += outcomes[i].nll;
     result.tokens += windows[i].scored();
-    result.kv_end += use.kv_end;
-    result.kv_mean += use.kv_mean * weight;
-    result.kv_bytes_mean += use.kv_bytes_mean * weight;
-    result.kv_bytes_peak = std::max(result.kv_bytes_peak, use.kv_bytes_peak);
-    fed += use.tokens;
-    if (use.tokens == full_length) {
-      full_end += use.kv_end;
-      ++full;
-    }
   }
   result.nll /= static_cast<double>(result.tokens);
+  result.nll_error = standard_error(nll, scored);
   result.perplexity = std::exp(result.nll);
-  result.kv_end /= static_cast<double>(windows.size());
-  result.kv_end_full = full > 0 ? full_end / static_cast<double>(full) : result.kv_end;
-  result.kv_mean /= static_cast<double>(fed);
-  result.kv_bytes_mean /= static_cast<double>(fed);
+  const KeyMeans keys = means_of(uses, full_length);
+  result.kv_end = keys.kv_end;
+  result.kv_end_full = keys.kv_end_full;
+  result.kv_mean = keys.kv_mean;
+  result.kv_bytes_mean = keys.kv_bytes_mean;
+  result.kv_bytes_peak = keys.kv_bytes_peak;
   return result;
 }
 
@@ -111,10 +90,16 @@ PerplexityResult perplexity(models::Model& model, std::unique_ptr<cache::Policy>
   const std::vector<Window> all = windows(lengths_of(streams), settings);
   NATSLM_CHECK(!all.empty(),
                "the text is too short to score: it needs two tokens or more in a file");
+  return score_windows(model, std::move(policy), streams, all, settings, progress);
+}
 
+PerplexityResult score_windows(models::Model& model, std::unique_ptr<cache::Policy> policy,
+                               const Streams& streams, std::span<const Window> all,
+                               const PerplexityOptions& options, const Progress& progress) {
   const std::string spec = policy->spec();
-  engine::Engine engine(model, std::move(policy), nullptr,
-                        engine_options(model.config(), settings));
+  engine::Engine engine(
+      model, std::move(policy), nullptr,
+      engine_options(model.config(), options.prefill_chunk, options.batch, options.cache_dtype));
   std::vector<Outcome> outcomes(all.size());
   int64_t scored = 0;
   const auto begin = std::chrono::steady_clock::now();
@@ -138,7 +123,7 @@ PerplexityResult perplexity(models::Model& model, std::unique_ptr<cache::Policy>
   for (refill(); engine.step(); refill()) {
     if (progress) progress(scored);
   }
-  PerplexityResult result = summarise(all, outcomes, settings.context);
+  PerplexityResult result = summarise(all, outcomes, options.context);
   result.policy = spec;
   result.prefill_chunk = engine.prefill_chunk();
   result.batch_bytes_peak = engine.peak().held_bytes;

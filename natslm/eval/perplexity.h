@@ -45,6 +45,7 @@ struct PerplexityResult {
   std::string policy;     // its spec
   double perplexity = 0;  // exp(nll)
   double nll = 0;         // mean negative log-probability of a scored token, natural
+  double nll_error = 0;   // its standard error, from how much windows differ; 0 for one window
   int64_t tokens = 0;     // scored
   int64_t windows = 0;
   int32_t prefill_chunk =
@@ -68,5 +69,11 @@ using Progress = std::function<void(int64_t scored)>;
 PerplexityResult perplexity(models::Model& model, std::unique_ptr<cache::Policy> policy,
                             const Streams& streams, const PerplexityOptions& options = {},
                             const Progress& progress = {});
+
+// The same over windows of one's own choice, at least one, each with a token to score; of `options`
+// context (what a full window has), chunk, batch and type of the cache count.
+PerplexityResult score_windows(models::Model& model, std::unique_ptr<cache::Policy> policy,
+                               const Streams& streams, std::span<const Window> windows,
+                               const PerplexityOptions& options, const Progress& progress = {});
 
 }  // namespace natslm::eval

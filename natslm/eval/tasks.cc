@@ -11,6 +11,8 @@ namespace {
 
 constexpr Task kTasks[] = {
     {"ppl", "perplexity of text through the evicting cache, for one policy or several"},
+    {"repeat", "perplexity of a passage that the text asks to be repeated, through the same cache"},
+    {"facts", "share of facts recalled that were planted in a long text, through the same cache"},
 };
 
 }  // namespace
