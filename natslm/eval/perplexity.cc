@@ -56,6 +56,8 @@ PerplexityResult summarise(const std::vector<Window>& windows, const std::vector
     result.kv_mean += use.kv_mean * weight;
     result.kv_bytes_mean += use.kv_bytes_mean * weight;
     result.kv_bytes_peak = std::max(result.kv_bytes_peak, use.kv_bytes_peak);
+    result.demoted += use.demoted;
+    result.kv_peak_over_cap = std::max(result.kv_peak_over_cap, use.kv_peak_over_cap);
     fed += use.tokens;
     if (use.tokens == full_length) {
       full_end += use.kv_end;
