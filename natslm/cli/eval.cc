@@ -28,7 +28,7 @@ struct Options {
   ModelOptions model;
   std::string rival_model;
   std::vector<std::string> policies;
-  double kv_budget = 0;
+  double kv_budget = 0, kv_mb = 0;
   bool equal_budget = false;
   std::vector<std::string> text;
   double held_out = 0;
@@ -61,6 +61,8 @@ nlohmann::ordered_json json_of(const eval::PerplexityResult& result, const std::
           {"kv_end", result.kv_end},
           {"kv_end_full_windows", result.kv_end_full},
           {"kv_mean", result.kv_mean},
+          {"demoted", result.demoted},
+          {"kv_peak_over_cap", result.kv_peak_over_cap},
           {"kv_bytes_mean", result.kv_bytes_mean},
           {"kv_bytes_peak", result.kv_bytes_peak},
           {"batch_bytes_peak", result.batch_bytes_peak},
@@ -121,12 +123,17 @@ class Run {
     return rival_.model && !is_learned(spec) ? *rival_.model : *main_.model;
   }
 
+  policies::KeyBudget budget_for(const std::string& spec) {
+    if (o_.kv_mb == 0) return {o_.kv_budget, 0};
+    return {0, policies::keys_in(o_.kv_mb, model_for(spec).cache_shape(protocol_.cache_dtype))};
+  }
+
   void side_by_side() {
     std::vector<std::string> specs = o_.policies;
     if (specs.empty()) specs = {main_.default_policy()};
     std::vector<eval::Contender> contenders;
     for (const std::string& spec : specs)
-      contenders.push_back({spec, &model_for(spec), o_.kv_budget});
+      contenders.push_back({spec, &model_for(spec), budget_for(spec)});
     start(static_cast<int>(contenders.size()));
     eval::compare(contenders, streams_, protocol_, o_.seed, on_result(), on_progress());
   }
@@ -183,6 +190,10 @@ class Run {
       table_->add(row);
       context_.write_json(json_of(result, folder));
       windows_ = result.windows;
+      if (result.kv_peak_over_cap > 0) {
+        demoted_ += result.policy + ": " + std::to_string(result.demoted) +
+                    " keys demoted to keep the budget.\n";
+      }
       if (++done_ < policies_) next_bar();
     };
   }
@@ -203,14 +214,14 @@ class Run {
           "roles keep, " +
           percent(budget_) + ".\n";
     }
-    return text;
+    return text + demoted_;
   }
 
   const Options& o_;
   Context& context_;
   ModelFolder main_, rival_;
   eval::PerplexityOptions protocol_;
-  std::string cache_dtype_;
+  std::string cache_dtype_, demoted_;
   eval::Streams streams_;
   int64_t to_score_ = 0, windows_ = 0;
   int policies_ = 0, done_ = 0;
@@ -238,12 +249,19 @@ void add_ppl(CLI::App& parent, Context& context) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command
       .add_option("--kv-budget", o->kv_budget,
-                  "KV at end, a share of the keys, to set every policy but full to; 0: as they are")
+                  "KV at end, a share of the keys, to set every policy but full to; learned roles "
+                  "then never pass it (not with --equal-budget). 0: as they are")
       ->check(CLI::Range(0.0, 1.0));
+  command
+      .add_option("--kv-mb", o->kv_mb,
+                  "the same in MiB of keys and values that a window may hold; 0: as they are")
+      ->check(CLI::Range(0.0, 1e9))
+      ->excludes(command.get_option("--kv-budget"));
   command.add_flag(
       "--equal-budget", o->equal_budget,
       "the fair table: full, learned, and each other --policy (default: streaming, h2o, random) at "
       "the KV at end that was measured for learned");
+  command.get_option("--kv-mb")->excludes(command.get_option("--equal-budget"));
   command.add_option("--text", o->text, "text files, folders, .jsonl or packed tokens")
       ->required()
       ->type_name("PATH");

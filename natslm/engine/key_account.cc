@@ -72,7 +72,7 @@ void KeyAccount::compare_with_cap(const cache::NewKeys& fresh,
   const auto add = [&](int32_t first, int32_t end) {
     if (end < first) return;
     ++change[first - begin];
-    --change[std::min(end - begin + 1, count)];
+    --change[std::min(end - begin, count - 1) + 1];
   };
   const int32_t* last = fresh.last.const_data_ptr<int32_t>();
   for (int32_t head = 0; head < heads_; ++head) {

@@ -156,6 +156,31 @@ std::string spec_at_budget(models::Model& model, std::string_view spec, double b
   return search.best();
 }
 
+double share_of(const policies::KeyBudget& budget, const models::Model& model, int32_t tokens) {
+  const models::Config& config = model.config();
+  const double all = double(tokens) * config.layers * config.kv_heads;
+  return budget.keys > 0 ? std::min(1.0, static_cast<double>(budget.keys) / all) : budget.share;
+}
+
+std::string spec_under_budget(models::Model& model, std::string_view spec,
+                              const policies::KeyBudget& budget, double kv_end,
+                              const Streams& streams, const PerplexityOptions& options,
+                              uint64_t seed, const roles::Calibration* calibration) {
+  policies::Spec learned(spec);
+  if (!learned.has("bias") && calibration == nullptr) {
+    Search search(model, kv_end, streams, options, seed);
+    // Window and token are there whatever the bias; a few times as many tokens say something of it.
+    if (search.length() >= 8 * (int64_t{model.config().roles.window} + 1)) {
+      search_bias(kv_end, search);
+      learned.set("bias",
+                  policies::shortest(policies::Spec(search.best()).number("bias", 0, -1e6, 1e6)));
+    }
+  }
+  if (budget.share > 0) learned.set("budget", policies::shortest(budget.share));
+  if (budget.keys > 0) learned.set("keys", std::to_string(budget.keys));
+  return learned.text();
+}
+
 std::vector<PerplexityResult> compare(const std::vector<Contender>& contenders,
                                       const Streams& streams, const PerplexityOptions& options,
                                       uint64_t seed,
@@ -164,12 +189,17 @@ std::vector<PerplexityResult> compare(const std::vector<Contender>& contenders,
   std::vector<PerplexityResult> results;
   for (const Contender& contender : contenders) {
     models::Model& model = *contender.model;
-    const std::string spec =
-        contender.budget > 0 && has_budget(contender.spec)
-            ? spec_at_budget(model, contender.spec, contender.budget, streams, options, seed)
-            : contender.spec;
-    auto policy = policies::make_policy(
-        spec, policy_context(model, options.context, seed, options.cache_dtype));
+    const policies::PolicyContext about =
+        policy_context(model, options.context, seed, options.cache_dtype);
+    const double budget = share_of(contender.budget, model, about.context);
+    std::string spec = contender.spec;
+    if (budget > 0 && policies::Spec(spec).name() == "learned") {
+      spec = spec_under_budget(model, spec, contender.budget, budget, streams, options, seed,
+                               about.calibration);
+    } else if (budget > 0 && has_budget(spec)) {
+      spec = spec_at_budget(model, spec, budget, streams, options, seed);
+    }
+    auto policy = policies::make_policy(spec, about);
     results.push_back(perplexity(model, std::move(policy), streams, options, progress));
     if (on_result) on_result(results.back());
   }
@@ -185,7 +215,7 @@ std::vector<PerplexityResult> compare_at_equal_budget(
                                                   streams, options, seed, on_result, progress);
   const double budget = results.back().kv_end_full;
   std::vector<Contender> contenders;
-  for (const std::string& rival : rivals) contenders.push_back({rival, &rival_model, budget});
+  for (const std::string& rival : rivals) contenders.push_back({rival, &rival_model, {budget, 0}});
   for (PerplexityResult& result :
        compare(contenders, streams, options, seed, on_result, progress)) {
     results.push_back(std::move(result));

@@ -21,6 +21,10 @@ struct KeyBudget {
   int64_t keys = 0;  // a number of them, whatever the length; 0: none. Not both
 };
 
+// The keys whose keys and values fit so many MiB, over all layers and heads, as a cache of this
+// shape stores them. Throws Error if that is not one.
+int64_t keys_in(double mebibytes, const cache::Shape& shape);
+
 class KeyCap {
  public:
   // `layer_shares`: what each layer holds of all live keys, as measured; empty: equal. Throws Error

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <optional>
 #include <vector>
 
@@ -48,6 +49,12 @@ class KeyLedger {
   // Takes the least certain key that lives on and is older than its window off the count: query t
   // does not read it. Ties go to the older position, then the lower head. Token 0 is never taken.
   std::optional<Key> demote();
+
+  // Things remembered: at most a small multiple of the live and the window's keys.
+  int64_t entries() const {
+    return std::ssize(sliding_) + std::ssize(windowed_) + std::ssize(young_) +
+           std::ssize(candidates_);
+  }
 
  private:
   struct Departure {
