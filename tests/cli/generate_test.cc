@@ -177,6 +177,8 @@ TEST_F(Generate, InputThatCannotWorkGetsOneClearLine) {
                "longer than the context this model was built for (128)");
   expect_error(run({"--prompt", "x", "--policy", "strict"}), 1, "unknown policy \"strict\"");
   expect_error(run({"--prompt", "x", "--kv-mb", "0.00001"}), 1, "holds 0 keys");
+  expect_error(run({"--prompt", "x", "--kv-mb", "1", "--policy", "full"}), 1,
+               "policy full has no key budget");
   expect_error(run({"--prompt", "x", "--kv-mb", "1", "--kv-budget", "0.1"}), 2, "excludes");
   expect_error(run({"--prompt", "x", "--kv-budget", "0.1", "--policy", "full"}), 1,
                "no key budget");
