@@ -1,6 +1,7 @@
 // The model's own score layers decide: a role for every token (or role chunk) of every KV head.
 // With a budget the least certain of the keys that would live on are given up where there are too
-// many (demotion.h), token by token. SPDX-License-Identifier: Apache-2.0
+// many (demotion.h), token by token.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
