@@ -1,6 +1,5 @@
 // What a budget bias keeps: measured once for a model and its roles, on texts that were not trained
-// on, and stored with them.
-// SPDX-License-Identifier: Apache-2.0
+// on, and stored with them. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
