@@ -15,6 +15,7 @@
 
 #include "natslm/cache/kv_cache.h"
 #include "natslm/models/block_options.h"
+#include "natslm/roles/calibration.h"
 #include "natslm/roles/roles.h"
 
 namespace natslm::models {
@@ -106,6 +107,9 @@ class Model {
   // Moves weights and tables; the tensors of parameters() stay the same objects.
   virtual void to(c10::Device device);
   c10::Device device() const;
+  // What budget biases were measured to keep, if a side-car says so; else null.
+  const roles::Calibration* calibration() const { return calibration_ ? &*calibration_ : nullptr; }
+  void set_calibration(roles::Calibration calibration) { calibration_ = std::move(calibration); }
   virtual TrainingOutput forward(const TrainingInput& input) = 0;
   // Logits [.., V] of TrainingOutput::hidden [.., width] or some of its rows. Differentiable.
   // Throws Error if the architecture does not tell the two apart.
@@ -130,6 +134,9 @@ class Model {
  protected:
   Config config_;
   NamedTensors parameters_;
+
+ private:
+  std::optional<roles::Calibration> calibration_;
 };
 
 }  // namespace natslm::models

@@ -247,6 +247,10 @@ void attach(Model& model, const SideCar& side_car, const std::string& where) {
     } else {
       attach_roles(model, side_car);
     }
+    if (!side_car.calibration.bias.empty()) {
+      roles::check(side_car.calibration, model.config().layers);
+      model.set_calibration(side_car.calibration);
+    }
   } catch (const Error& error) {
     fail(where, ": ", error.what());
   }
