@@ -1,7 +1,7 @@
 // A config as a config.json of Hugging Face's: what hf_config.h reads. The older of the two forms
-// of rotary fields is written (rope_theta and rope_scaling), which all releases of `transformers`
-// take; those before 5 would pass over rope_parameters without a word. SPDX-License-Identifier:
-// Apache-2.0
+// of rotary fields is written (rope_theta and rope_scaling), which `transformers` 4 and 5 take
+// alike; the former passes over rope_parameters without a word.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <string>

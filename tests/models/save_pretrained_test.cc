@@ -19,10 +19,9 @@
 #include <string>
 
 #include "natslm/models/models.h"
-#include "natslm/models/read_weights.h"
+#include "tests/models/gguf_model.h"
 #include "tests/models/golden_models.h"
 #include "tests/support/error_of.h"
-#include "tests/support/gguf_builder.h"
 #include "tests/support/scratch_folder.h"
 
 namespace natslm::models {
@@ -233,79 +232,14 @@ TEST_F(SavePretrained, SaysRotaryDivisorsInFieldsOfTheConfig) {
   EXPECT_EQ(scaling["long_factor"].get<std::vector<float>>(), config.blocks.rope[0].divisors);
 }
 
-// A GGUF file with the weights of a folder: Llama's query and key heads are interleaved there.
-class GgufOf {
- public:
-  GgufOf(const WeightFiles& weights, const Json& config, const std::string& family,
-         const fs::path& path)
-      : weights_(weights), config_(config) {
-    const auto number = [&](const std::string& key, const char* field) {
-      file_.value(family + "." + key, GgufFile::ValueType::kU32,
-                  raw(config[field].get<uint32_t>()));
-    };
-    file_.value("general.architecture", GgufFile::ValueType::kString, raw(family));
-    number("embedding_length", "hidden_size");
-    number("feed_forward_length", "intermediate_size");
-    number("block_count", "num_hidden_layers");
-    number("attention.head_count", "num_attention_heads");
-    number("attention.head_count_kv", "num_key_value_heads");
-    number("attention.key_length", "head_dim");
-    number("attention.value_length", "head_dim");
-    number("context_length", "max_position_embeddings");
-    file_.value(family + ".attention.layer_norm_rms_epsilon", GgufFile::ValueType::kF32,
-                raw(config["rms_norm_eps"].get<float>()));
-    file_.value("tokenizer.ggml.eos_token_id", GgufFile::ValueType::kU32, raw(uint32_t{2}));
-    add("token_embd.weight", "model.embed_tokens.weight");
-    for (int64_t i = 0; i < config["num_hidden_layers"].get<int64_t>(); ++i) {
-      const std::string from = "model.layers." + std::to_string(i) + ".",
-                        to = "blk." + std::to_string(i) + ".";
-      const bool turned = family == "llama";
-      add(to + "attn_q.weight", from + "self_attn.q_proj.weight", turned);
-      add(to + "attn_k.weight", from + "self_attn.k_proj.weight", turned);
-      add(to + "attn_v.weight", from + "self_attn.v_proj.weight");
-      add(to + "attn_output.weight", from + "self_attn.o_proj.weight");
-      add(to + "attn_norm.weight", from + "input_layernorm.weight");
-      add(to + "ffn_norm.weight", from + "post_attention_layernorm.weight");
-      add(to + "ffn_gate.weight", from + "mlp.gate_proj.weight");
-      add(to + "ffn_up.weight", from + "mlp.up_proj.weight");
-      add(to + "ffn_down.weight", from + "mlp.down_proj.weight");
-      if (family == "qwen3") {
-        add(to + "attn_q_norm.weight", from + "self_attn.q_norm.weight");
-        add(to + "attn_k_norm.weight", from + "self_attn.k_norm.weight");
-      }
-    }
-    add("output_norm.weight", "model.norm.weight");
-    add("output.weight", "lm_head.weight");
-    std::ofstream(path, std::ios::binary) << file_.bytes();
-  }
-
- private:
-  void add(const std::string& name, const std::string& from, bool interleaved = false) {
-    Tensor values = read_weight(weights_, from);
-    if (interleaved) {
-      const int64_t d = config_["head_dim"].get<int64_t>();
-      values = values.unflatten(0, {values.size(0) / d, 2, d / 2}).transpose(1, 2).flatten(0, 2);
-    }
-    values = values.contiguous();
-    GgufBuilder::Tensor described{name, {}, 0, file_.data.size()};
-    for (int64_t i = values.dim() - 1; i >= 0; --i) described.sizes.push_back(values.size(i));
-    file_.tensor(described);
-    file_.data.append(static_cast<const char*>(values.const_data_ptr()), values.nbytes());
-    file_.data.resize((file_.data.size() + 31) / 32 * 32);
-  }
-
-  const WeightFiles& weights_;
-  const Json& config_;
-  GgufBuilder file_;
-};
-
 TEST_F(SavePretrained, GivesTheFilesThatAGgufFileWasMadeOf) {
   for (const char* name : {"llama", "llama_head_dim", "qwen3"}) {
-    const Json& a_case = case_named(name);
-    const fs::path source = write_folder(a_case);
-    const std::string family = a_case["config"]["model_type"].get<std::string>();
+    const fs::path source = write_folder(case_named(name));
     const fs::path file = scratch_ / (std::string(name) + ".gguf");
-    GgufOf(WeightFiles::open(source / "model.safetensors"), a_case["config"], family, file);
+    GgufBuilder gguf;
+    gguf.value("tokenizer.ggml.eos_token_id", GgufFile::ValueType::kU32, raw(uint32_t{2}));
+    GgufModel(source, gguf);
+    std::ofstream(file, std::ios::binary) << gguf.bytes();
     const auto model = open_pretrained(file), truth = open_pretrained(source);
     expect_same_parameters(*model, *truth);  // else the file is wrong
     save_pretrained(*model, out_);
