@@ -64,9 +64,12 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
     NATSLM_CHECK(value.is_string(), file, ": tensor ", in_quotes(name),
                  " has no file name, expected a string");
     const auto& holder = value.get_ref<const std::string&>();
-    // A name with a folder in it would let an index read anywhere.
+    // A name with a folder in it would let an index read anywhere, one with a line break would
+    // break the messages that it stands in.
+    const bool plain = std::ranges::none_of(
+        holder, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; });
     NATSLM_CHECK(!holder.empty() && holder == fs::path(holder).filename() && holder != "." &&
-                     holder != ".." && holder.find('\0') == std::string::npos,
+                     holder != ".." && plain,
                  file, ": tensor ", in_quotes(name), " lies in ", in_quotes(holder),
                  ", expected the name of a file in the same folder");
     result[name] = holder;

@@ -1,4 +1,5 @@
-// Pages in a GPU's memory, laid out as kernels::GpuPage. Of every list the device has a table of
+// Pages in a GPU's memory, laid out as kernels::GpuPage; heads of other sizes than the kernels'
+// (kernels/gpu_head_dim.h) are filled up with zeros. Of every list the device has a table of
 // its pages; of every key the pages have position and last. Per layer and step, one packet goes up
 // and one kernel stores new keys and changed lifetimes; one goes up for attention; one, if keys
 // died, for the moves. Nothing waits for the device but masses, which come back to the host.
@@ -13,6 +14,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/cache/page_storage.h"
+#include "natslm/kernels/gpu_head_dim.h"
 #include "natslm/ops/decode.h"
 #include "natslm/ops/upload.h"
 
@@ -68,10 +70,13 @@ struct ListOnDevice {
 class DeviceStorage final : public PageStorage {
  public:
   DeviceStorage(const Shape& shape, bool edits_stored)
-      : shape_(shape), layout_{shape.head_dim}, edits_stored_(edits_stored) {}
+      : shape_(shape),
+        layout_{kernels::gpu_head_dim(shape.head_dim)},
+        edits_stored_(edits_stored) {}
 
-  void store(std::span<const StepList> lists, const StepRows& rows, const at::Tensor& k,
-             const at::Tensor& v) override {
+  void store(std::span<const StepList> lists, const StepRows& rows, const at::Tensor& k_rows,
+             const at::Tensor& v_rows) override {
+    const at::Tensor k = ops::gpu_heads(k_rows), v = ops::gpu_heads(v_rows);
     Upload packet;
     std::vector<PageAppend> appends(lists.size());
     std::vector<PageEdit> edits;
@@ -106,7 +111,7 @@ class DeviceStorage final : public PageStorage {
     kernels::PageUpdate update;
     update.batch = static_cast<int32_t>(rows.start.size()) - 1;
     update.kv_heads = shape_.kv_heads;
-    update.head_dim = shape_.head_dim;
+    update.head_dim = layout_.head_dim;
     update.rows = rows.start.back();
     update.row_start = sent.at<int32_t>(row_start);
     update.k = k.const_data_ptr();
@@ -135,7 +140,7 @@ class DeviceStorage final : public PageStorage {
     const Upload::Place place = packet.add(moves);
     const Upload::Sent sent = packet.send(shape_.device);
     ops::run_on(shape_.device, kernels::PageMoves{static_cast<int32_t>(moves.size()),
-                                                  shape_.head_dim, sent.at<PageMove>(place)});
+                                                  layout_.head_dim, sent.at<PageMove>(place)});
   }
 
   std::pair<at::Tensor, at::Tensor> gather(std::span<const PageMove> keys) override {
@@ -143,12 +148,15 @@ class DeviceStorage final : public PageStorage {
     const Upload::Place place = packet.add(keys);
     const Upload::Sent sent = packet.send(shape_.device);
     const auto options = at::TensorOptions(shape_.dtype).device(shape_.device);
-    at::Tensor k = at::empty({std::ssize(keys), 1, shape_.head_dim}, options);
+    at::Tensor k = at::empty({std::ssize(keys), 1, layout_.head_dim}, options);
     at::Tensor v = at::empty(k.sizes(), options);
     ops::run_on(shape_.device, kernels::PageGather{static_cast<int32_t>(keys.size()),
-                                                   shape_.head_dim, sent.at<PageMove>(place),
+                                                   layout_.head_dim, sent.at<PageMove>(place),
                                                    k.mutable_data_ptr(), v.mutable_data_ptr()});
-    return {k, v};
+    const auto own = [&](const at::Tensor& x) {
+      return x.narrow(2, 0, shape_.head_dim).contiguous();
+    };
+    return {own(k), own(v)};
   }
 
   at::Tensor attend(const PackedLists& lists, const StepRows& rows, const at::Tensor& q,
@@ -179,11 +187,11 @@ class DeviceStorage final : public PageStorage {
       first += pages_for(lists.begin[i + 1] - lists.begin[i]) * sizeof(void*);
     }
     const Upload::Sent sent = packet.send(shape_.device);
-    const at::Tensor k = lists.k.contiguous(), v = lists.v.contiguous();
+    const at::Tensor k = ops::gpu_heads(lists.k), v = ops::gpu_heads(lists.v);
     kernels::PageUpdate update;
     update.batch = count;
     update.kv_heads = 1;
-    update.head_dim = shape_.head_dim;
+    update.head_dim = layout_.head_dim;
     update.rows = lists.begin[count];
     update.row_start = sent.at<int32_t>(begin);
     update.k = k.const_data_ptr();

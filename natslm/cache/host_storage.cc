@@ -6,6 +6,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/cache/page_storage.h"
+#include "natslm/kernels/gpu_head_dim.h"
 #include "natslm/ops/decode.h"
 
 namespace natslm::cache {
@@ -161,8 +162,10 @@ std::unique_ptr<PageStorage> make_host_storage(const Shape& shape) {
 }
 
 std::pair<int64_t, int64_t> page_sizes(const Shape& shape) {
-  return {kernels::page_bytes(shape.head_dim, ops::dtype_of(shape.dtype)),
-          shape.device.is_cpu() ? 0 : kernels::GpuPage::kMetadataBytes};
+  const bool on_gpu = !shape.device.is_cpu();
+  const int32_t head_dim = on_gpu ? kernels::gpu_head_dim(shape.head_dim) : shape.head_dim;
+  return {kernels::page_bytes(head_dim, ops::dtype_of(shape.dtype)),
+          on_gpu ? kernels::GpuPage::kMetadataBytes : 0};
 }
 
 }  // namespace natslm::cache

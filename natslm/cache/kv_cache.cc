@@ -17,6 +17,7 @@
 #include "natslm/cache/page_storage.h"
 #include "natslm/cache/prompt_attention.h"
 #include "natslm/cache/renumbered.h"
+#include "natslm/kernels/gpu_head_dim.h"
 #include "natslm/ops/decode.h"
 
 namespace natslm::cache {
@@ -58,7 +59,7 @@ void check_shape(const Shape& shape) {
   kernels::AttentionDecode decode;
   decode.q_heads = shape.q_heads;
   decode.kv_heads = shape.kv_heads;
-  decode.head_dim = shape.head_dim;
+  decode.head_dim = kernels::gpu_head_dim(shape.head_dim);
   decode.dtype = DType::kBFloat16;
   const std::string_view why = kernels::cuda::why_not(decode);
   NATSLM_CHECK(why.empty(), "cache: ", why, "; got ", shape.q_heads, " query and ", shape.kv_heads,

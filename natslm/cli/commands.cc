@@ -9,6 +9,7 @@ void add_bench_decode(CLI::App& bench, Context& context);
 void add_bench_prefill(CLI::App& bench, Context& context);
 void add_bench_train(CLI::App& bench, Context& context);
 void add_eval(CLI::App& app, Context& context);
+void add_export(CLI::App& app, Context& context);
 void add_finetune(CLI::App& app, Context& context);
 void add_generate(CLI::App& app, Context& context);
 void add_info(CLI::App& app, Context& context);
@@ -31,6 +32,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_models(app, context);
   add_eval(app, context);
   add_generate(app, context);
+  add_export(app, context);
   add_info(app, context);
 }
 

@@ -49,7 +49,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const fs::path& path) {
   }
   constexpr std::pair<const char*, const char*> kPairs[] = {{"encoder.json", "vocab.bpe"},
                                                             {"vocab.json", "merges.txt"}};
-  for (const auto& [vocabulary, merges] : kPairs) {
+  for (const auto& pair : kPairs) {
+    const char *vocabulary = pair.first, *merges = pair.second;
     if (!fs::exists(path / vocabulary, error)) continue;
     NATSLM_CHECK(fs::exists(path / merges, error), path.string(), " has ", vocabulary, " but no ",
                  merges, "; the two belong together");

@@ -91,10 +91,10 @@ std::string_view why_not(const AttentionDecode&);
 void run(const AttentionDecode&);
 }  // namespace cpu
 
-// The GPU backends take bfloat16, head sizes 64 and 128 and groups of 1 to 8 query heads. Two runs
-// agree bit for bit. Where some of 16 neighbouring packed rows (position-major, then the group's
-// heads) see a key and others do not, its value must be finite; a key that none of them sees may
-// hold anything. A build without CUDA has them too; why_not says so.
+// The GPU backends take bfloat16, head sizes 64 and 128 (cuda: 256 too) and groups of 1 to 8 query
+// heads. Two runs agree bit for bit. Where some of 16 neighbouring packed rows (position-major,
+// then the group's heads) see a key and others do not, its value must be finite; a key that none of
+// them sees may hold anything. A build without CUDA has them too; why_not says so.
 namespace cuda {  // mma.sync and cp.async: compute capability 8.0 and up
 std::string_view why_not(const AttentionDecode&);
 size_t workspace_bytes(const AttentionDecode&);

@@ -75,9 +75,9 @@ std::string_view why_not(const AttentionForward&);
 void run(const AttentionForward&);  // the result does not depend on the number of workers
 }  // namespace cpu
 
-// The GPU backends take bfloat16, head sizes 64 and 128, groups of 1 to 8 query heads, rows that
-// are 16-byte aligned. Two runs agree bit for bit. A build without CUDA has them too; why_not says
-// so.
+// The GPU backends take bfloat16, head sizes 64 and 128 (cuda: 256 too), groups of 1 to 8 query
+// heads, rows that are 16-byte aligned. Two runs agree bit for bit. A build without CUDA has them
+// too; why_not says so.
 namespace cuda {  // mma.sync: compute capability 8.0 and up
 std::string_view why_not(const AttentionForward&);
 size_t workspace_bytes(const AttentionForward&);

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/family.h"
 
+#include <algorithm>
 #include <array>
+
+#include "natslm/base/error.h"
+#include "natslm/base/in_quotes.h"
 
 namespace natslm::models {
 
@@ -11,11 +15,20 @@ std::span<const Family* const> families() {
   return all;
 }
 
+const Family& family_of(const Config& config) {
+  std::vector<std::string_view> names;
+  for (const Family* family : families()) {
+    if (family->name == config.architecture) return *family;
+    names.push_back(family->name);
+  }
+  fail("the architecture ", in_quotes(config.architecture),
+       " is no family of pretrained models; this build has ", list(names));
+}
+
 std::span<const WeightSource> llama_sources() {
   static const std::vector<WeightSource> sources = {
       {"embedding.weight", {"model.embed_tokens.weight"}},
       {"layers.{}.attention_norm.weight", {"model.layers.{}.input_layernorm.weight"}},
-      {"layers.{}.attention.qkv.weight", {"model.layers.{}.self_attn.qkv_proj.weight"}},
       {"layers.{}.attention.qkv.weight",
        {"model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.self_attn.k_proj.weight",
         "model.layers.{}.self_attn.v_proj.weight"}},
@@ -26,12 +39,7 @@ std::span<const WeightSource> llama_sources() {
       {"layers.{}.attention.k_norm.weight", {"model.layers.{}.self_attn.k_norm.weight"}},
       {"layers.{}.attention.out.weight", {"model.layers.{}.self_attn.o_proj.weight"}},
       {"layers.{}.attention.out.bias", {"model.layers.{}.self_attn.o_proj.bias"}},
-      // Gemma has norms before and after; what Llama calls "post attention" is before.
-      {"layers.{}.attention_post_norm.weight", {"model.layers.{}.post_attention_layernorm.weight"}},
-      {"layers.{}.mlp_norm.weight", {"model.layers.{}.pre_feedforward_layernorm.weight"}},
       {"layers.{}.mlp_norm.weight", {"model.layers.{}.post_attention_layernorm.weight"}},
-      {"layers.{}.mlp_post_norm.weight", {"model.layers.{}.post_feedforward_layernorm.weight"}},
-      {"layers.{}.mlp.in.weight", {"model.layers.{}.mlp.gate_up_proj.weight"}},
       {"layers.{}.mlp.in.weight",
        {"model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"}},
       {"layers.{}.mlp.in.bias",
@@ -42,6 +50,19 @@ std::span<const WeightSource> llama_sources() {
       {"output.weight", {"lm_head.weight"}},
   };
   return sources;
+}
+
+std::vector<WeightSource> llama_sources_with(std::span<const WeightSource> others) {
+  std::vector<WeightSource> all(llama_sources().begin(), llama_sources().end());
+  for (const WeightSource& other : others) {
+    const auto same = std::ranges::find(all, other.parameter, &WeightSource::parameter);
+    if (same != all.end()) {
+      *same = other;
+    } else {
+      all.push_back(other);
+    }
+  }
+  return all;
 }
 
 std::span<const WeightSource> gguf_sources() {
@@ -90,6 +111,33 @@ std::string with_layer(std::string_view pattern, int32_t layer) {
   if (hole == std::string_view::npos) return std::string(pattern);
   return std::string(pattern.substr(0, hole)) + std::to_string(layer) +
          std::string(pattern.substr(hole + 2));
+}
+
+std::vector<int64_t> part_rows(const Config& config, int64_t rows, size_t parts) {
+  if (parts == 1) return {rows};
+  if (parts == 2) return {rows / 2, rows - rows / 2};
+  const int64_t kv = int64_t{config.kv_heads} * config.head_dim;
+  return {int64_t{config.q_heads} * config.head_dim, kv, kv};
+}
+
+std::vector<int64_t> file_channels(const Config& config, bool neighbours) {
+  const BlockOptions& o = config.blocks;
+  const int64_t d = config.head_dim, half = d / 2;
+  if (o.rope.empty()) return {};
+  const int64_t turning = o.rope[0].channels == 0 ? d : int64_t{o.rope[0].channels};
+  if (turning == d && !neighbours) return {};
+  std::vector<int64_t> from(d);
+  int64_t still = turning;
+  for (int64_t c = 0; c < half; ++c) {
+    if (c < turning / 2) {
+      from[c] = neighbours ? 2 * c : c;
+      from[half + c] = neighbours ? 2 * c + 1 : turning / 2 + c;
+    } else {
+      from[c] = still++;
+    }
+  }
+  for (int64_t c = half + turning / 2; c < d; ++c) from[c] = still++;
+  return from;
 }
 
 }  // namespace natslm::models

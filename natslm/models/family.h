@@ -1,6 +1,5 @@
-// What a pretrained family is: how its configs are read, what its tensors are called. One file each
-// (llama.cc, ...), one line each in models.cc.
-// SPDX-License-Identifier: Apache-2.0
+// What a pretrained family is: how its configs are read and written, what its tensors are called.
+// One file each (llama.cc, ...), one line each in models.cc. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
@@ -16,9 +15,9 @@
 
 namespace natslm::models {
 
-// Where a parameter of decoder.h comes from: names in the file, whose rows stand below each other
-// in it. "{}" is the layer's number in both. A parameter may have several rows here: the first
-// whose names the file has counts.
+// Where a parameter of decoder.h comes from and goes to: names in the file, whose rows stand below
+// each other in it. "{}" is the layer's number in both. In GGUF's table a parameter may have
+// several rows: the first whose names the file has counts.
 struct WeightSource {
   std::string_view parameter;
   std::vector<std::string_view> names;
@@ -34,7 +33,11 @@ struct Family {
   void (*complete)(Config& config);
   void (*read_hf)(HfFields& fields, Config& config);
   void (*read_gguf)(GgufFields& fields, Config& config);
-  std::span<const WeightSource> hf_sources;
+  // Fields for `json` from which read_hf makes this config; hf_config_of() adds what all families
+  // have and sees whether that is so.
+  void (*write_hf)(const Config& config, HfFields::Json& json);
+  std::string_view hf_class;                     // of `transformers`: architectures in config.json
+  std::span<const WeightSource> hf_sources;      // one row for each parameter, the embedding first
   std::vector<std::string_view> hf_unused = {};  // endings of names that hold no weights
   float hf_norm_offset = 0;       // added to the weights of all norms (Gemma stores weight - 1)
   bool gguf_interleaved = false;  // query and key heads are stored for turning pairs (0, 1), (2, 3)
@@ -43,9 +46,22 @@ struct Family {
 extern const Family kLlama, kMistral, kQwen2, kQwen3, kGemma3, kPhi3, kGpt2;
 std::span<const Family* const> families();
 
-// Tensors of Llama's kin, and those of all GGUF files.
+// The family of config.architecture. Throws Error listing the families if it is none.
+const Family& family_of(const Config& config);
+
+// Tensors of Llama's kin; the same with these rows instead of those for the same parameters; and
+// those of all GGUF files.
 std::span<const WeightSource> llama_sources();
+std::vector<WeightSource> llama_sources_with(std::span<const WeightSource> others);
 std::span<const WeightSource> gguf_sources();
+
+// Rows of each of the `parts` tensors that a parameter of `rows` rows is made of: gate and up, or
+// query, key and value heads.
+std::vector<int64_t> part_rows(const Config& config, int64_t rows, size_t parts);
+// [head_dim]: channel of a query or key head in the file for each channel of decoder.h, where they
+// differ; else empty. `neighbours`: channels 2c and 2c + 1 turn together there, as in GGUF files of
+// some families, instead of c and c + half of those that turn.
+std::vector<int64_t> file_channels(const Config& config, bool neighbours);
 
 // "layers.7.mlp.in.weight" -> "layers.{}.mlp.in.weight" and 7 (-1 without a layer).
 std::pair<std::string, int32_t> split_layer(std::string_view name);

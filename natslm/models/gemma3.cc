@@ -1,10 +1,12 @@
 // Gemma 3 (text): norms before and after each part, norms of query and key heads, a scaled
 // embedding, five layers with a sliding window and a rotary embedding of their own for each one
 // without. SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 
 #include "natslm/base/error.h"
 #include "natslm/models/family.h"
+#include "natslm/models/hf_config_writer.h"
 #include "natslm/models/qwen_windows.h"
 
 namespace natslm::models {
@@ -84,6 +86,44 @@ void read_gguf(GgufFields& fields, Config& c) {
       1.0 / std::sqrt(c.layers == 62 ? double(c.width) / c.q_heads : double(c.head_dim));
 }
 
+// The number whose inverse root is the scale of the scores, whole where it was.
+HfFields::Json query_scalar(const Config& c) {
+  const double scale = c.blocks.attention_scale;
+  const double scalar = scale == 0 ? c.head_dim : 1 / (scale * scale);
+  if (std::abs(scalar - std::round(scalar)) < 1e-9 * scalar) return std::llround(scalar);
+  return scalar;
+}
+
+void write_hf(const Config& c, HfFields::Json& json) {
+  write_hf_sizes(c, json);
+  json.erase("hidden_act");
+  json["hidden_activation"] = hf_name(c.blocks.activation);
+  json["attention_bias"] = c.blocks.qkv_bias;
+  json["query_pre_attn_scalar"] = query_scalar(c);
+  json["attn_logit_softcapping"] = json["final_logit_softcapping"] = nullptr;
+  if (c.blocks.logit_soft_cap > 0) json["final_logit_softcapping"] = c.blocks.logit_soft_cap;
+  write_hf_rope(rope_at(c, kGlobalRope), c, json);
+  json["rope_local_base_freq"] = rope_at(c, kLocalRope).base;
+  write_layer_types(c, json);
+  if (json["sliding_window"].is_null()) json["sliding_window"] = 4096;  // of no layer
+  // For readers older than layer_types, where it can be said so.
+  const auto first = std::ranges::find(c.blocks.windows, 0);
+  const auto period = static_cast<int32_t>(first - c.blocks.windows.begin()) + 1;
+  if (c.blocks.windows == every(period, c.layers, json["sliding_window"].get<int32_t>()))
+    json["sliding_window_pattern"] = period;
+}
+
+// What Llama calls "post attention" is before the feed-forward part; here it is what it says.
+std::span<const WeightSource> sources() {
+  static const std::vector<WeightSource> own = {
+      {"layers.{}.attention_post_norm.weight", {"model.layers.{}.post_attention_layernorm.weight"}},
+      {"layers.{}.mlp_norm.weight", {"model.layers.{}.pre_feedforward_layernorm.weight"}},
+      {"layers.{}.mlp_post_norm.weight", {"model.layers.{}.post_feedforward_layernorm.weight"}},
+  };
+  static const std::vector<WeightSource> all = llama_sources_with(own);
+  return all;
+}
+
 }  // namespace
 
 const Family kGemma3 = {.name = "gemma3_text",
@@ -93,7 +133,9 @@ const Family kGemma3 = {.name = "gemma3_text",
                         .complete = complete,
                         .read_hf = read_hf,
                         .read_gguf = read_gguf,
-                        .hf_sources = llama_sources(),
+                        .write_hf = write_hf,
+                        .hf_class = "Gemma3ForCausalLM",
+                        .hf_sources = sources(),
                         .hf_norm_offset = 1};
 
 }  // namespace natslm::models

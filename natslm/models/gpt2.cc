@@ -2,6 +2,7 @@
 // stored [in, out].
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/family.h"
+#include "natslm/models/hf_config_writer.h"
 
 namespace natslm::models {
 namespace {
@@ -71,6 +72,21 @@ std::span<const WeightSource> sources() {
   return all;
 }
 
+void write_hf(const Config& c, HfFields::Json& json) {
+  json["vocab_size"] = c.vocabulary;
+  json["n_positions"] = c.blocks.learned_positions;
+  json["n_embd"] = c.width;
+  json["n_layer"] = c.layers;
+  json["n_head"] = c.q_heads;
+  json["n_inner"] = nullptr;
+  if (c.hidden != 4 * c.width) json["n_inner"] = c.hidden;
+  json["activation_function"] =
+      c.blocks.activation == Activation::kGeluTanh ? "gelu_new" : hf_name(c.blocks.activation);
+  json["layer_norm_epsilon"] = c.norm_epsilon;
+  json["tie_word_embeddings"] = c.blocks.tied;
+  json["scale_attn_weights"] = c.blocks.attention_scale != 1;
+}
+
 }  // namespace
 
 const Family kGpt2 = {.name = "gpt2",
@@ -80,6 +96,8 @@ const Family kGpt2 = {.name = "gpt2",
                       .complete = complete,
                       .read_hf = read_hf,
                       .read_gguf = read_gguf,
+                      .write_hf = write_hf,
+                      .hf_class = "GPT2LMHeadModel",
                       .hf_sources = sources(),
                       // Masks that old files hold.
                       .hf_unused = {".attn.bias", ".attn.masked_bias"}};

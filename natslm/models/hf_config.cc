@@ -152,7 +152,7 @@ RopeOptions read_hf_rope(const Json* json, std::string path, const Config& confi
   const std::string type = fields.text("rope_type", fields.text("type", "default"));
   rope.base = fields.number("rope_theta", rope.base);
   if (const double part = fields.number("partial_rotary_factor", 0); part != 0)
-    rope.channels = static_cast<int32_t>(config.head_dim * part);
+    rope.channels = part == 1 ? 0 : static_cast<int32_t>(config.head_dim * part);
   const auto from_field = [&] {
     rope.original_context = original_context > 0 ? original_context : config.context;
     const int32_t own = fields.integer("original_max_position_embeddings", 0);

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/base/error.h"
 #include "natslm/models/family.h"
+#include "natslm/models/hf_config_writer.h"
 
 namespace natslm::models {
 namespace {
@@ -26,6 +27,13 @@ void read_gguf(GgufFields& fields, Config& c) {
   c.blocks.rope = {read_gguf_rope(fields, c)};
 }
 
+void write_hf(const Config& c, HfFields::Json& json) {
+  write_hf_sizes(c, json);
+  write_hf_rope(rope_at(c, 0), c, json);
+  json["attention_bias"] = c.blocks.qkv_bias;
+  json["mlp_bias"] = c.blocks.mlp_bias;
+}
+
 }  // namespace
 
 const Family kLlama = {.name = "llama",
@@ -35,6 +43,8 @@ const Family kLlama = {.name = "llama",
                        .complete = complete,
                        .read_hf = read_hf,
                        .read_gguf = read_gguf,
+                       .write_hf = write_hf,
+                       .hf_class = "LlamaForCausalLM",
                        .hf_sources = llama_sources(),
                        .hf_unused = {"rotary_emb.inv_freq"},
                        .gguf_interleaved = true};

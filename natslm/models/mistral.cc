@@ -2,6 +2,7 @@
 // themselves llama.
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/family.h"
+#include "natslm/models/hf_config_writer.h"
 
 namespace natslm::models {
 namespace {
@@ -21,6 +22,13 @@ void read_hf(HfFields& fields, Config& c) {
   fields.ignore({"sliding_window"});
 }
 
+void write_hf(const Config& c, HfFields::Json& json) {
+  write_hf_sizes(c, json);
+  write_hf_rope(rope_at(c, 0), c, json);
+  json["sliding_window"] = nullptr;
+  if (c.window(0) > 0) json["sliding_window"] = c.window(0);
+}
+
 }  // namespace
 
 const Family kMistral = {.name = "mistral",
@@ -30,6 +38,8 @@ const Family kMistral = {.name = "mistral",
                          .complete = complete,
                          .read_hf = read_hf,
                          .read_gguf = nullptr,
+                         .write_hf = write_hf,
+                         .hf_class = "MistralForCausalLM",
                          .hf_sources = llama_sources(),
                          .hf_unused = {"rotary_emb.inv_freq"}};
 

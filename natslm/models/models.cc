@@ -18,6 +18,7 @@
 #include "natslm/models/gpt.h"
 #include "natslm/models/read_weights.h"
 #include "natslm/models/safetensors.h"
+#include "natslm/models/save_pretrained.h"
 
 namespace natslm::models {
 namespace {
@@ -220,6 +221,7 @@ void save_config(const Config& config, const fs::path& folder) {
 }
 
 void save_model(const Model& model, const fs::path& folder) {
+  if (is_family(model.config())) return save_pretrained(model, folder);
   save_config(model.config(), folder);
   write_safetensors(folder / kWeightFile, model.parameters());
 }

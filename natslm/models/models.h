@@ -55,7 +55,8 @@ nlohmann::ordered_json to_json(const Config& config);
 // `where` names the file in errors.
 Config config_from_json(const nlohmann::ordered_json& json, std::string_view where);
 
-// Creates the folder. Each file is replaced as a whole or not at all.
+// Creates the folder. Each file is replaced as a whole or not at all. Models of the pretrained
+// families are written by save_pretrained(): in Hugging Face's layout, without their score layers.
 void save_model(const Model& model, const std::filesystem::path& folder);
 void save_config(const Config& config, const std::filesystem::path& folder);
 

@@ -37,10 +37,6 @@ const Family& family_named(std::string_view name, std::string_view Family::*memb
   fail("the architecture ", in_quotes(name), " is unknown; this build has ", list(names));
 }
 
-const Family& family_of(const Config& config) {
-  return family_named(config.architecture, &Family::name);
-}
-
 // What `transformers` writes into every config and what concerns other tasks than reading on.
 void ignore_what_changes_nothing(HfFields& fields) {
   fields.ignore({"architectures",
@@ -190,7 +186,7 @@ class Source {
     NATSLM_CHECK(chosen, files_.path().string(), ": the family ", family_.name,
                  " has no name for the weight ", name);
     int64_t row = 0;
-    const std::vector<int64_t> rows = part_rows(parameter.size(0), chosen->names.size());
+    const std::vector<int64_t> rows = part_rows(config_, parameter.size(0), chosen->names.size());
     for (size_t i = 0; i < chosen->names.size(); ++i) {
       const std::string in_file = file_name(chosen->names[i], layer);
       const Tensor part = parameter.narrow(0, row, rows[i]);
@@ -200,34 +196,12 @@ class Source {
     }
   }
 
-  // Rows of each part of a parameter: gate and up, or query, key and value heads.
-  std::vector<int64_t> part_rows(int64_t rows, size_t parts) const {
-    if (parts == 1) return {rows};
-    if (parts == 2) return {rows / 2, rows - rows / 2};
-    const int64_t kv = int64_t{config_.kv_heads} * config_.head_dim;
-    return {int64_t{config_.q_heads} * config_.head_dim, kv, kv};
-  }
-
   // Brings rows that are channels of heads (a whole number of heads) from the file's order into
   // that of decoder.h.
   void order_channels(Tensor rows) const {
-    const BlockOptions& o = config_.blocks;
-    const int64_t d = config_.head_dim, half = d / 2;
-    const int64_t turning =
-        o.rope.empty() || o.rope[0].channels == 0 ? d : int64_t{o.rope[0].channels};
-    const bool pairs_are_neighbours = is_gguf() && family_.gguf_interleaved;
-    if (o.rope.empty() || (turning == d && !pairs_are_neighbours)) return;
-    std::vector<int64_t> from(d);
-    int64_t still = turning;
-    for (int64_t c = 0; c < half; ++c) {
-      if (c < turning / 2) {
-        from[c] = pairs_are_neighbours ? 2 * c : c;
-        from[half + c] = pairs_are_neighbours ? 2 * c + 1 : turning / 2 + c;
-      } else {
-        from[c] = still++;
-      }
-    }
-    for (int64_t c = half + turning / 2; c < d; ++c) from[c] = still++;
+    std::vector<int64_t> from = file_channels(config_, is_gguf() && family_.gguf_interleaved);
+    if (from.empty()) return;
+    const int64_t d = config_.head_dim;
     const Tensor index = at::from_blob(from.data(), {d}, at::kLong);
     const Tensor by_head = rows.unflatten(0, {rows.size(0) / d, d});
     by_head.copy_(by_head.index_select(1, index));

@@ -1,6 +1,7 @@
 // Qwen 2 and 2.5: Llama with biases on the query, key and value projections, and a sliding window
 // in the upper layers if a config asks for it. SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/family.h"
+#include "natslm/models/hf_config_writer.h"
 #include "natslm/models/qwen_windows.h"
 
 namespace natslm::models {
@@ -24,6 +25,12 @@ void read_gguf(GgufFields& fields, Config& c) {
   c.blocks.rope = {read_gguf_rope(fields, c)};
 }
 
+void write_hf(const Config& c, HfFields::Json& json) {
+  write_hf_sizes(c, json);
+  write_hf_rope(rope_at(c, 0), c, json);
+  write_qwen_windows(c, json);
+}
+
 }  // namespace
 
 const Family kQwen2 = {.name = "qwen2",
@@ -33,6 +40,8 @@ const Family kQwen2 = {.name = "qwen2",
                        .complete = complete,
                        .read_hf = read_hf,
                        .read_gguf = read_gguf,
+                       .write_hf = write_hf,
+                       .hf_class = "Qwen2ForCausalLM",
                        .hf_sources = llama_sources(),
                        .hf_unused = {"rotary_emb.inv_freq"}};
 

@@ -1,6 +1,7 @@
 // Qwen 3 (dense): Llama with RMS norms on every query and key head.
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/family.h"
+#include "natslm/models/hf_config_writer.h"
 #include "natslm/models/qwen_windows.h"
 
 namespace natslm::models {
@@ -28,6 +29,13 @@ void read_gguf(GgufFields& fields, Config& c) {
   c.blocks.rope = {read_gguf_rope(fields, c)};
 }
 
+void write_hf(const Config& c, HfFields::Json& json) {
+  write_hf_sizes(c, json);
+  json["attention_bias"] = c.blocks.qkv_bias;
+  write_hf_rope(rope_at(c, 0), c, json);
+  write_qwen_windows(c, json);
+}
+
 }  // namespace
 
 const Family kQwen3 = {.name = "qwen3",
@@ -37,6 +45,8 @@ const Family kQwen3 = {.name = "qwen3",
                        .complete = complete,
                        .read_hf = read_hf,
                        .read_gguf = read_gguf,
+                       .write_hf = write_hf,
+                       .hf_class = "Qwen3ForCausalLM",
                        .hf_sources = llama_sources(),
                        .hf_unused = {"rotary_emb.inv_freq"}};
 

@@ -33,4 +33,23 @@ void read_qwen_windows(HfFields& fields, Config& c) {
   }
 }
 
+void write_layer_types(const Config& c, HfFields::Json& json) {
+  json["sliding_window"] = nullptr;
+  json["layer_types"] = HfFields::Json::array();
+  for (int32_t i = 0; i < c.layers; ++i) {
+    const int32_t window = c.window(i);
+    if (window > 0) json["sliding_window"] = window;
+    json["layer_types"].push_back(window > 0 ? "sliding_attention" : "full_attention");
+  }
+}
+
+void write_qwen_windows(const Config& c, HfFields::Json& json) {
+  write_layer_types(c, json);
+  json["use_sliding_window"] = !json["sliding_window"].is_null();
+  // What readers without layer_types go by: windows from this layer on.
+  int32_t first = c.layers;
+  while (first > 0 && c.window(first - 1) > 0) --first;
+  json["max_window_layers"] = first;
+}
+
 }  // namespace natslm::models

@@ -12,4 +12,9 @@ void read_qwen_windows(HfFields& fields, Config& config);
 std::vector<int32_t> windows_of_layer_types(const HfFields::Json& types, const Config& config,
                                             int32_t window);
 
+// The same two ways back: sliding_window (null if no layer has one) and layer_types; and with
+// Qwen's other two fields. Windows that differ in length are left for who reads them back to see.
+void write_layer_types(const Config& config, HfFields::Json& json);
+void write_qwen_windows(const Config& config, HfFields::Json& json);
+
 }  // namespace natslm::models

@@ -52,21 +52,24 @@ at::ScalarType written_type(const at::Tensor& tensor, std::optional<at::ScalarTy
   return type && at::isFloatingType(tensor.scalar_type()) ? *type : tensor.scalar_type();
 }
 
-void write_file(const fs::path& path, const NamedTensors& tensors, const Metadata& metadata,
-                std::optional<at::ScalarType> type) {
+// Of `options`: metadata, type and in_file.
+void write_file(const fs::path& path, const NamedTensors& tensors, const ExportOptions& options) {
   std::vector<SafetensorsWriter::Tensor> described;
   for (const auto& [name, tensor] : tensors) {
-    const at::ScalarType written = written_type(tensor, type);
+    const at::ScalarType written = written_type(tensor, options.type);
     const auto known = std::find_if(kTypes.begin(), kTypes.end(),
                                     [&](const TypePair& t) { return t.type == written; });
     NATSLM_CHECK(known != kTypes.end(), path.string(), ": cannot write tensor ", in_quotes(name),
                  " of type ", c10::toString(written), "; written are ", type_list());
     described.push_back({name, known->stored, tensor.sizes().vec()});
   }
-  SafetensorsWriter out(path, described, metadata);
+  SafetensorsWriter out(path, described, options.metadata);
   for (const size_t i : out.order()) {
-    const at::Tensor& tensor = tensors[i].second;
-    const at::Tensor data = tensor.detach().cpu().to(written_type(tensor, type)).contiguous();
+    const auto& [name, given] = tensors[i];
+    const at::Tensor tensor = options.in_file ? options.in_file(name, given) : given;
+    NATSLM_ASSERT(tensor.sizes() == given.sizes());
+    const at::Tensor data =
+        tensor.detach().cpu().to(written_type(given, options.type)).contiguous();
     out.write({static_cast<const std::byte*>(data.const_data_ptr()), data.nbytes()});
   }
   out.commit();
@@ -101,7 +104,7 @@ at::Tensor SafetensorsFile::tensor(const std::string& name, at::IntArrayRef shap
 
 void write_safetensors(const fs::path& path, const NamedTensors& tensors,
                        const Metadata& metadata) {
-  write_file(path, tensors, metadata, std::nullopt);
+  write_file(path, tensors, {.metadata = metadata});
 }
 
 void export_weights(const fs::path& folder, const NamedTensors& tensors,
@@ -132,7 +135,7 @@ void export_weights(const fs::path& folder, const NamedTensors& tensors,
                    ": the name is used twice");
       index["weight_map"][tensors[i].first] = file;
     }
-    write_file(folder / file, part, options.metadata, options.type);
+    write_file(folder / file, part, options);
   }
   // Last: what an interrupted export leaves is not taken for a model.
   if (shards.size() > 1) write_atomically(index_file, index.dump(2) + "\n");

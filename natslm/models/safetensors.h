@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -52,6 +53,9 @@ struct ExportOptions {
   std::optional<at::ScalarType> type;      // that floating-point tensors are written in; none: own
   uint64_t shard_bytes = 5'000'000'000;    // largest file; a larger tensor has one of its own
   Metadata metadata = {{"format", "pt"}};  // the mark that `transformers` asks for
+  // What the file holds instead of a tensor, of the same shape and type; called when its turn
+  // comes, so that no more than one such copy is in memory. Empty: the tensor itself.
+  std::function<at::Tensor(const std::string& name, const at::Tensor& tensor)> in_file = {};
 };
 
 // Writes model.safetensors, or if that were above shard_bytes model-00001-of-00003.safetensors and

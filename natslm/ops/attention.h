@@ -50,7 +50,7 @@ struct AttentionResult {
 // here, since lifetimes on a GPU are not looked at.
 // Differentiable in q, k, v and roles->onehot. Throws c10::Error naming the argument;
 // Error for a length outside 0..T.
-// On the GPU: bfloat16, D up to 128, at most 8 query heads a KV head (without `last` anything that
+// On the GPU: bfloat16, at most 8 query heads a KV head (without `last` anything that
 // LibTorch takes); lengths are not checked, since nothing waits for the device.
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const at::Tensor& last,

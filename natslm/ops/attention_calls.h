@@ -31,15 +31,6 @@ using AttentionBackwardOp = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::T
 AttentionOp attention_cuda;
 AttentionBackwardOp attention_backward_cuda;
 
-// The head size that a GPU kernel runs: smaller ones are filled up with zeros, which change no
-// score.
-constexpr int64_t kernel_head_dim(int64_t head_dim) {
-  for (const int64_t size : {64, 128}) {
-    if (head_dim <= size) return size;
-  }
-  return head_dim;
-}
-
 // All throw c10::Error naming the argument.
 void check_heads(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                  const OptionalTensor& lengths, double scale);

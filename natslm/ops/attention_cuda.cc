@@ -12,6 +12,7 @@
 #include <string>
 
 #include "natslm/kernels/crossover.h"
+#include "natslm/kernels/gpu_head_dim.h"
 #include "natslm/ops/attention_calls.h"
 #include "natslm/ops/stream.h"
 
@@ -23,7 +24,7 @@ using kernels::AttentionPath;
 
 // Rows as the GPU kernels want them: whole head size, contiguous, 16-byte aligned.
 Tensor kernel_rows(const Tensor& x) {
-  const int64_t padding = kernel_head_dim(x.size(3)) - x.size(3);
+  const int64_t padding = kernels::gpu_head_dim(static_cast<int32_t>(x.size(3))) - x.size(3);
   if (padding > 0) return at::constant_pad_nd(x, {0, padding});
   const int64_t alignment = 16 / x.element_size();
   bool aligned = x.stride(3) == 1 && reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;

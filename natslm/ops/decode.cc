@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/ops/decode.h"
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
@@ -8,6 +9,7 @@
 #include <string>
 
 #include "natslm/base/error.h"
+#include "natslm/kernels/gpu_head_dim.h"
 #include "natslm/ops/parallel.h"
 #include "natslm/ops/stream.h"
 
@@ -89,7 +91,7 @@ at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
       "decode attention: q must be [rows, heads, D] with the rows that row_start ends with");
   const c10::DeviceGuard guard(q.device());
   at::Tensor out;
-  const at::Tensor queries = q.contiguous();
+  const at::Tensor queries = gpu_heads(q);
   kernels::AttentionDecode p = describe(queries, row_start, kv_heads, scale, out, lse);
   p.keys = lists.keys;
   p.device_row_start = lists.row_start;
@@ -104,7 +106,12 @@ at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
   p.workspace = workspace.mutable_data_ptr();
   CUstream_st* stream = current_stream(q.device());
   hopper ? kernels::sm90::run(p, stream) : kernels::cuda::run(p, stream);
-  return out;
+  return out.narrow(2, 0, q.size(2)).contiguous();
+}
+
+at::Tensor gpu_heads(const at::Tensor& x) {
+  const int64_t padding = kernels::gpu_head_dim(static_cast<int32_t>(x.size(2))) - x.size(2);
+  return padding > 0 ? at::constant_pad_nd(x, {0, padding}) : x.contiguous();
 }
 
 void run_on(const at::Device& device, const kernels::PageUpdate& update) {

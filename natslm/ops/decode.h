@@ -25,7 +25,8 @@ at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
                         std::span<const kernels::CachedKeys> keys, int32_t kv_heads, double scale,
                         at::Tensor* lse = nullptr);
 
-// The lists of a step on a GPU: what kernels/attention_decode.h asks for in device memory.
+// The lists of a step on a GPU: what kernels/attention_decode.h asks for in device memory. Their
+// pages have heads of kernels::gpu_head_dim(D) channels, those past D being 0.
 struct DeviceLists {
   const kernels::CachedKeys* keys = nullptr;  // [B * kv_heads]
   const int32_t* row_start = nullptr;         // [B + 1]
@@ -39,6 +40,9 @@ struct DeviceLists {
 at::Tensor attend_pages(const at::Tensor& q, std::span<const int32_t> row_start,
                         const DeviceLists& lists, int32_t kv_heads, double scale,
                         at::Tensor* lse = nullptr);
+
+// x [rows, heads, D], contiguous and with D filled up with zeros to the pages' head size.
+at::Tensor gpu_heads(const at::Tensor& x);
 
 // What a cache does to its pages on a GPU, on LibTorch's current stream.
 void run_on(const at::Device& device, const kernels::PageUpdate& update);

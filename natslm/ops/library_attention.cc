@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "natslm/ops/attention_calls.h"
+#include "natslm/kernels/gpu_head_dim.h"
 
 namespace natslm::ops {
 namespace {
@@ -48,7 +48,7 @@ bool library_serves(const Tensor& q, const Tensor& k, const std::optional<Tensor
                     const AttentionHints& hints) {
   if (!q.is_cuda()) return false;
   if (hints.forward_path) return *hints.forward_path == AttentionPath::kLibrary;
-  const auto head_dim = static_cast<int32_t>(kernel_head_dim(q.size(3)));
+  const int32_t head_dim = kernels::gpu_head_dim(static_cast<int32_t>(q.size(3)));
   const auto p = kernels::shape_only<kernels::AttentionForward>(
       static_cast<int32_t>(q.size(0)), static_cast<int32_t>(q.size(1)),
       static_cast<int32_t>(k.size(1)), static_cast<int32_t>(q.size(2)), head_dim, false);

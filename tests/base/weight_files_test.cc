@@ -147,6 +147,7 @@ TEST_F(WeightFilesTest, AnIndexThatDoesNotFitItsFilesIsRefused) {
       {R"({"weight_map":{"a":".."}})", "in the same folder"},
       {R"({"weight_map":{"a":""}})", "in the same folder"},
       {R"({"weight_map":{"a":"one.safetensors\u0000"}})", "in the same folder"},
+      {R"({"weight_map":{"a":"one\nsafetensors"}})", "in the same folder"},
       {R"({"weight_map":{"a":"none.safetensors"}})", "none.safetensors: cannot open"},
       {R"({"weight_map":{"a":"one.safetensors","a":"two.safetensors"}})", "'a' stands twice"},
       {R"({"weight_map":{"a":"one.safetensors","b":"one.safetensors"}})",

@@ -49,6 +49,7 @@ void write_model(const std::filesystem::path& folder, const RandomModel& what) {
   const auto tokenizer = trainer.train();
 
   models::Config config;
+  config.architecture = what.architecture;
   config.layers = what.layers;
   config.width = 32;
   config.q_heads = 4;
@@ -59,6 +60,9 @@ void write_model(const std::filesystem::path& folder, const RandomModel& what) {
   config.context = what.context;
   config.roles.set = what.set;
   config.roles.window = 4;
+  for (const models::Architecture& a : models::architectures()) {
+    if (a.name == what.architecture && a.complete) a.complete(config);
+  }
   const auto model = models::make_model(config, what.seed);
   const at::NoGradGuard no_grad;
   for (const auto& [name, value] : model->parameters()) {

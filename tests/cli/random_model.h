@@ -4,12 +4,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 #include "natslm/roles/roles.h"
 
 namespace natslm::test {
 
 struct RandomModel {
+  std::string architecture = "gpt";  // of a pretrained family: dense, in Hugging Face's layout
   int32_t context = 128;
   int32_t layers = 2;
   roles::RoleSet set = roles::RoleSet::kGls;

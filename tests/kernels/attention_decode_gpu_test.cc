@@ -42,6 +42,11 @@ constexpr Backend kBackends[] = {
     {"sm90", kernels::sm90::why_not, kernels::sm90::workspace_bytes, kernels::sm90::run},
 };
 
+// Heads of 256 channels are the portable kernel's alone (natslm/kernels/gpu_head_dim.h).
+bool is_made_for(const Backend& backend, int head_dim) {
+  return head_dim <= 128 || backend.run == kBackends[0].run;
+}
+
 // A problem's pages as a GPU has them: the same numbers, and NaN past the count.
 std::vector<uint8_t> gpu_pages(const DecodeProblem& problem, int head_dim, bool wrong_last) {
   const GpuPage layout{head_dim};
@@ -225,7 +230,8 @@ void run_all(const Backend& backend, Messages& messages) {
   for (DecodeCase c : decode_corners()) {
     c.dtype = DType::kBFloat16;
     if (c.q_heads / c.kv_heads > 8) continue;
-    for (const int head_dim : {64, 128}) {
+    for (const int head_dim : {64, 128, 256}) {
+      if (!is_made_for(backend, head_dim)) continue;
       c.head_dim = head_dim;
       check(backend, *memory, {c}, {}, messages);
       check(backend, *memory, {c}, {.lse = false, .mass = false, .slack = 3000}, messages);
@@ -239,6 +245,7 @@ void run_all(const Backend& backend, Messages& messages) {
         c.kv_heads = 1;
         c.q_heads = group;
         c.head_dim = rows % 2 ? 128 : 64;
+        if (is_made_for(backend, 256) && (rows + group) % 3 == 0) c.head_dim = 256;
         c.rows = {rows};
         c.counts = {count};
         c.dtype = DType::kBFloat16;
@@ -250,7 +257,10 @@ void run_all(const Backend& backend, Messages& messages) {
   const uint64_t cases = number ? std::strtoull(number, nullptr, 10) : 200;
   for (uint64_t first = 1; first <= cases; first += 10) {
     std::vector<DecodeCase> some;
-    for (uint64_t seed = first; seed < first + 10; ++seed) some.push_back(random_case(seed));
+    for (uint64_t seed = first; seed < first + 10; ++seed) {
+      some.push_back(random_case(seed));
+      if (is_made_for(backend, 256) && first % 80 == 71) some.back().head_dim = 256;
+    }
     const uint64_t kind = first / 10;
     check(backend, *memory, some,
           {.lse = kind % 2 == 0,

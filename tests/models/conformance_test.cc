@@ -12,7 +12,6 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -38,7 +37,7 @@ Config small_config(std::string_view architecture, roles::RoleSet set) {
   c.layers = 2;
   c.width = 32;
   c.q_heads = 4;
-  c.kv_heads = 2;
+  c.kv_heads = architecture == "gpt2" ? 4 : 2;  // its files cannot say that queries share keys
   c.head_dim = 8;
   c.hidden = 48;
   c.vocabulary = 61;
@@ -279,20 +278,17 @@ TEST_P(EveryModel, IsTheDenseModelWhileEveryKeyIsGlobal) {
 
 TEST_P(EveryModel, ComesBackFromItsFolder) {
   const Config c = config();
-  if (!c.blocks.rope.empty() || c.blocks.learned_positions > 0) {
-    std::printf(
-        "*** TEST SKIPPED: %s cannot be written to a folder yet (pretrained_test reads one) ***\n",
-        GetParam().c_str());
-    GTEST_SKIP() << GetParam() << " cannot be written to a folder yet";
-  }
   const auto model = make_model(c, kSeed);
   const auto folder = std::filesystem::path(::testing::TempDir()) / ("model_" + GetParam());
   save_model(*model, folder);
-  const auto again = load_model(folder);
+  // Hugging Face's layout has no place for score layers: those of pretrained families are made
+  // anew, from the same seed the same.
+  const auto again = load_model(folder, {.roles = c.roles, .seed = kSeed});
   ASSERT_EQ(again->parameters().size(), model->parameters().size());
   for (size_t i = 0; i < model->parameters().size(); ++i) {
     EXPECT_EQ(again->parameters()[i].first, model->parameters()[i].first);
-    EXPECT_TRUE(at::equal(again->parameters()[i].second, model->parameters()[i].second));
+    EXPECT_TRUE(at::equal(again->parameters()[i].second, model->parameters()[i].second))
+        << model->parameters()[i].first;
   }
   const Tensor tokens = random_tokens(1, 20, c);
   EXPECT_TRUE(

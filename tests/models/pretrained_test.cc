@@ -20,46 +20,15 @@
 #include "natslm/models/models.h"
 #include "natslm/models/safetensors.h"
 #include "natslm/policies/policies.h"
+#include "tests/models/golden_models.h"
 
 namespace natslm::models {
 namespace {
 
 namespace fs = std::filesystem;
 using at::Tensor;
-using Json = nlohmann::ordered_json;
 
-const fs::path kGolden = fs::path(NATSLM_TEST_SOURCE) / "tests" / "golden" / "models";
 constexpr double kTolerance = 2e-4;
-
-const Json& cases() {
-  static const Json all = [] {
-    std::ifstream file(kGolden / "cases.json");
-    return Json::parse(file);
-  }();
-  return all;
-}
-
-const Json& case_named(const std::string& name) {
-  return *std::ranges::find_if(cases(), [&](const Json& c) { return c["name"] == name; });
-}
-
-// A folder as a user has it.
-fs::path write_folder(const std::string& name, const Json& config, const fs::path& weights) {
-  const fs::path folder = fs::path(::testing::TempDir()) / ("pretrained_" + name);
-  fs::create_directories(folder);
-  std::ofstream(folder / "config.json") << config;
-  fs::copy_file(weights, folder / "model.safetensors", fs::copy_options::overwrite_existing);
-  return folder;
-}
-
-fs::path write_folder(const Json& a_case) {
-  return write_folder(a_case["name"], a_case["config"],
-                      kGolden / a_case["weights"].get<std::string>());
-}
-
-Tensor tokens() {
-  return SafetensorsFile(kGolden / "logits.safetensors").tensor("tokens").clone();
-}
 
 Tensor truth(const Json& a_case) {
   return SafetensorsFile(kGolden / "logits.safetensors")
@@ -70,13 +39,6 @@ Tensor truth(const Json& a_case) {
 double worst_difference(const Tensor& a, const Tensor& b) {
   EXPECT_EQ(a.sizes(), b.sizes());
   return (a - b).abs().max().item<double>();
-}
-
-Tensor forward(Model& model, const Tensor& ids) {
-  TrainingInput input;
-  input.tokens = ids.unsqueeze(0);
-  input.sample = false;
-  return model.forward(input).logits[0].detach();
 }
 
 cache::KvCache make_cache(const Model& model, const std::string& spec,
@@ -125,15 +87,16 @@ class EveryCase : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(EveryCase, GivesTheReferencesLogitsAtEveryPosition) {
-  EXPECT_LE(worst_difference(forward(*open(), tokens()), truth(a_case())), kTolerance);
+  EXPECT_LE(worst_difference(logits_of(*open(), golden_tokens()), truth(a_case())), kTolerance);
 }
 
 TEST_P(EveryCase, GivesThemThroughTheCacheAtOnceInChunksAndTokenByToken) {
   const auto model = open();
   for (const int64_t chunk : {40, 7, 1}) {
     auto cache = make_cache(*model, "full");
-    EXPECT_LE(worst_difference(through_cache(*model, cache, tokens(), chunk), truth(a_case())),
-              kTolerance)
+    EXPECT_LE(
+        worst_difference(through_cache(*model, cache, golden_tokens(), chunk), truth(a_case())),
+        kTolerance)
         << "chunk " << chunk;
     // What the model's own windows hide from all queries to come is gone.
     const auto live = cache.live_per_head(0);
@@ -147,9 +110,9 @@ TEST_P(EveryCase, GivesThemThroughTheCacheAtOnceInChunksAndTokenByToken) {
 
 TEST_P(EveryCase, NeedsNoMoreThanBf16ForWeightsThatAreBf16Numbers) {
   const auto model = open(at::kBFloat16);
-  EXPECT_LE(worst_difference(forward(*model, tokens()), truth(a_case())), kTolerance);
+  EXPECT_LE(worst_difference(logits_of(*model, golden_tokens()), truth(a_case())), kTolerance);
   auto cache = make_cache(*model, "full");
-  EXPECT_LE(worst_difference(through_cache(*model, cache, tokens(), 3), truth(a_case())),
+  EXPECT_LE(worst_difference(through_cache(*model, cache, golden_tokens(), 3), truth(a_case())),
             kTolerance);
 }
 
@@ -170,11 +133,6 @@ TEST(Rope, HasTheFrequenciesOfPublishedModelsToTheLastDigits) {
   }
 }
 
-std::vector<std::string> case_names() {
-  std::vector<std::string> names;
-  for (const Json& c : cases()) names.push_back(c["name"]);
-  return names;
-}
 INSTANTIATE_TEST_SUITE_P(Pretrained, EveryCase, ::testing::ValuesIn(case_names()),
                          [](const auto& p) { return p.param; });
 
@@ -193,7 +151,7 @@ TEST(Pretrained, RunsWithEveryPolicyThatNeedsNoRolesAndSaysWhyLearnedCannot) {
     for (const char* spec :
          {"streaming:sinks=2,window=10", "h2o:heavy=0.2,recent=0.2", "random:keep=0.25"}) {
       auto cache = make_cache(*model, spec);
-      const Tensor logits = through_cache(*model, cache, tokens(), 8);
+      const Tensor logits = through_cache(*model, cache, golden_tokens(), 8);
       EXPECT_TRUE(logits.isfinite().all().item<bool>()) << name << ", " << spec;
     }
     EXPECT_NE(message_of([&] { make_cache(*model, "learned"); }).find("roles"), std::string::npos);
@@ -207,10 +165,10 @@ TEST(Pretrained, WindowsHoldForLearnedRolesInBothPasses) {
     for (const auto set : {roles::RoleSet::kGls, roles::RoleSet::kGl, roles::RoleSet::kGs}) {
       const auto model = open_pretrained(write_folder(case_named(name)),
                                          {.roles = {.set = set, .window = 3}, .seed = 5});
-      const Tensor whole = forward(*model, tokens());
+      const Tensor whole = logits_of(*model, golden_tokens());
       for (const int64_t chunk : {40, 9, 1}) {
         auto cache = make_cache(*model, "learned");
-        EXPECT_LE(worst_difference(through_cache(*model, cache, tokens(), chunk), whole),
+        EXPECT_LE(worst_difference(through_cache(*model, cache, golden_tokens(), chunk), whole),
                   kTolerance)
             << name << ", " << roles::name(set) << ", chunk " << chunk;
         const auto live = cache.live_per_head(0);
@@ -228,7 +186,7 @@ TEST(Pretrained, FreezesEverythingButTheScoreLayers) {
   const auto model =
       open_pretrained(write_folder(case_named("llama")), {.roles = {.set = roles::RoleSet::kGls}});
   TrainingInput input;
-  input.tokens = tokens().unsqueeze(0);
+  input.tokens = golden_tokens().unsqueeze(0);
   input.detach_scores = true;
   const TrainingOutput out = model->forward(input);
   (out.logits.square().mean() + out.price).backward();

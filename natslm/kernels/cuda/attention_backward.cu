@@ -16,8 +16,10 @@ int64_t query_rows(const AttentionBackward& p) {
 }
 
 int32_t tile_queries(const AttentionBackward& p) {
-  static_assert(QueryGradientConfig<64>::kRows == QueryGradientConfig<128>::kRows);
-  return QueryGradientConfig<64>::kRows / (p.q_heads / p.kv_heads);
+  int32_t rows = 0;
+  with_gpu_head_dim(p.head_dim,
+                    [&]<int kHeadDim>() { rows = QueryGradientConfig<kHeadDim>::kRows; });
+  return rows / (p.q_heads / p.kv_heads);
 }
 
 // The key plan, and behind it the terms of the rows.
@@ -155,7 +157,7 @@ size_t workspace_bytes(const AttentionBackward& p) {
 void run(const AttentionBackward& p, CUstream_st* stream) {
   check_supported_on_gpu(kName, why_not(p), p);
   if (query_rows(p) == 0) return;
-  with_head_dim(p.head_dim, [&]<int kHeadDim>() { launch_backward<kHeadDim>(p, stream); });
+  with_gpu_head_dim(p.head_dim, [&]<int kHeadDim>() { launch_backward<kHeadDim>(p, stream); });
 }
 
 }  // namespace natslm::kernels::cuda

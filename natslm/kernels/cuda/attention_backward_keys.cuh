@@ -4,6 +4,10 @@
 // warp* computes scores and probabilities and gathers dv; the *difference warp* computes dout . v,
 // takes the probabilities from shared memory and gathers dk and the role sums. Each pair meets once
 // a tile at its named barrier: the weight warp arrives, the difference warp waits.
+//
+// Of heads of 256 channels a warp has registers for the gradient of half of them, so that two pairs
+// share the 32 keys, each with one half: both compute scores and differences, the first one has the
+// probabilities and the role sums to itself.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -13,18 +17,22 @@ namespace natslm::kernels::cuda {
 
 template <int kHeadDim>
 struct KeyGradientConfig {
-  static constexpr int kPairs = kHeadDim == 64 ? 2 : 4;
-  static constexpr int kThreads = 2 * kPairs * kWarpSize, kKeys = kPairs * kKeysOfWarp;
+  static constexpr int kHalves = kHeadDim <= 128 ? 1 : 2;  // of the channels, a pair each
+  static constexpr int kChannels = kHeadDim / kHalves;
+  static constexpr int kPairs = kHeadDim == 64 || kHalves == 2 ? 2 : 4;  // of the first half
+  static constexpr int kThreads = 2 * kHalves * kPairs * kWarpSize, kKeys = kPairs * kKeysOfWarp;
   static constexpr int kStages = 2;
   static constexpr int kBlocksPerSm = kHeadDim == 64 ? 3 : 1;
   // Queries whose scores are in registers at a time.
   static constexpr int kStep = 32;
-  static constexpr int kSteps = kQueriesOfTile / kStep, kN = kStep / 8;
+  static constexpr int kSteps = kQueriesOfTile<kHeadDim> / kStep, kN = kStep / 8;
   static_assert(kPairs * kSteps < 16);  // named barriers
+  // Who is at one: the warp with the probabilities, and all who take them.
+  static constexpr int kAtBarrier = (1 + kHalves) * kWarpSize;
 
   struct Shared {
-    alignas(kTileAlignment) uint8_t k[kKeys * kRowBytes<kHeadDim>];  // at the end, dk
-    alignas(kTileAlignment) uint8_t v[kKeys * kRowBytes<kHeadDim>];  // at the end, dv
+    alignas(kTileAlignment<kHeadDim>) uint8_t k[kKeys * kRowBytes<kHeadDim>];  // at the end, dk
+    alignas(kTileAlignment<kHeadDim>) uint8_t v[kKeys * kRowBytes<kHeadDim>];  // at the end, dv
     QueryStage<kHeadDim> stage[kStages];
     // exp(s - lse) of a pair's tile, as the accumulators of its lanes.
     alignas(16) float4 factor[kPairs][kSteps][2][kN][kWarpSize];
@@ -50,6 +58,7 @@ struct KeyGradientArgs {
 
 // A step of a warp pair: kStep queries of a tile in shared memory against its 32 keys.
 struct PairStep {
+  int half;         // of the channels
   int first_key;    // of the block's
   int first_row;    // of the tile's
   int32_t query;    // position of the first row
@@ -83,8 +92,8 @@ __device__ inline void hide(float (&of)[2][kN][4], const KeyTable<kKeys>& table,
 }
 
 // The weight warp's part: dv += P^T dout.
-template <int kHeadDim, int kN, int kKeys>
-__device__ inline void gather_dv(float (&dv)[2][kHeadDim / 8][4], uint32_t k,
+template <int kHeadDim, int kD, int kN, int kKeys>
+__device__ inline void gather_dv(float (&dv)[2][kD][4], uint32_t k,
                                  const QueryStage<kHeadDim>& tile, float4 (*factor)[kN][kWarpSize],
                                  const KeyTable<kKeys>& table, const PairStep& now, int lane,
                                  float scale) {
@@ -103,20 +112,23 @@ __device__ inline void gather_dv(float (&dv)[2][kHeadDim / 8][4], uint32_t k,
       for (int x = 0; x < 4; ++x) {
         weight[m][n][x] = probability(weight[m][n][x], scale, x % 2 ? lse.y : lse.x);
       }
-      factor[m][n][lane] =
-          make_float4(weight[m][n][0], weight[m][n][1], weight[m][n][2], weight[m][n][3]);
+      if (now.half == 0) {
+        factor[m][n][lane] =
+            make_float4(weight[m][n][0], weight[m][n][1], weight[m][n][2], weight[m][n][3]);
+      }
     }
   }
-  arrive_at_barrier(now.barrier, 2 * kWarpSize);
+  if (now.half == 0) arrive_at_barrier(now.barrier, KeyGradientConfig<kHeadDim>::kAtBarrier);
   if (now.visibility == Tile::kDead) return;
   if (now.visibility == Tile::kPartial) hide(weight, table, now, lane);
-  multiply_weights<kHeadDim>(dv, weight,
-                             shared_address(tile.dout) + rows + by_rows<kHeadDim>(lane));
+  multiply_weights<kHeadDim>(
+      dv, weight,
+      (shared_address(tile.dout) + rows + by_rows<kHeadDim>(lane)) ^ (now.half * 16 * kD));
 }
 
 // The difference warp's part: dk += dS^T q, and the role sums.
-template <int kHeadDim, int kN, int kKeys>
-__device__ inline void gather_dk(float (&dk)[2][kHeadDim / 8][4], HorizonSums& sums, uint32_t v,
+template <int kHeadDim, int kD, int kN, int kKeys>
+__device__ inline void gather_dk(float (&dk)[2][kD][4], HorizonSums& sums, uint32_t v,
                                  const QueryStage<kHeadDim>& tile,
                                  const float4 (*factor)[kN][kWarpSize],
                                  const KeyTable<kKeys>& table, const PairStep& now, int lane,
@@ -135,8 +147,8 @@ __device__ inline void gather_dk(float (&dk)[2][kHeadDim / 8][4], HorizonSums& s
       for (int x = 0; x < 4; ++x) ds[m][n][x] -= x % 2 ? delta.y : delta.x;
     }
   }
-  wait_at_barrier(now.barrier, 2 * kWarpSize);
-  if (now.reach != Reach::kNone) {
+  wait_at_barrier(now.barrier, KeyGradientConfig<kHeadDim>::kAtBarrier);
+  if (now.reach != Reach::kNone && now.half == 0) {
     constexpr int kPart = 4;  // columns of accumulators at a time: registers are scarce
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -173,7 +185,8 @@ __device__ inline void gather_dk(float (&dk)[2][kHeadDim / 8][4], HorizonSums& s
     }
   }
   if (now.visibility == Tile::kPartial) hide(ds, table, now, lane);
-  multiply_weights<kHeadDim>(dk, ds, shared_address(tile.q) + rows + by_rows<kHeadDim>(lane));
+  multiply_weights<kHeadDim>(
+      dk, ds, (shared_address(tile.q) + rows + by_rows<kHeadDim>(lane)) ^ (now.half * 16 * kD));
 }
 
 // Zeros for the keys past a length.
@@ -198,18 +211,18 @@ __device__ inline void write_no_gradient(const KeyGradientArgs& a, const KeyBloc
 }
 
 // Rounds a warp's gradient of 32 keys and writes it to the keys' positions by way of `tile`.
-template <int kHeadDim, int kKeys>
+template <int kHeadDim, int kD, int kKeys>
 __device__ inline void write_gradient(BFloat16* to, const Strides& stride, uint8_t* tile,
-                                      const float (&gradient)[2][kHeadDim / 8][4],
-                                      const KeyTable<kKeys>& table, const KeyBlock& block,
+                                      const float (&gradient)[2][kD][4],
+                                      const KeyTable<kKeys>& table, const KeyBlock& block, int half,
                                       int first_key, int lane) {
-  store_tile<kHeadDim>(tile, first_key, lane, gradient);
+  store_tile<kHeadDim>(tile, first_key, lane, gradient, half * kD);
   __syncwarp();
-  constexpr int kChunks = kHeadDim / 8;
+  constexpr int kChunks = kD;  // of 8 channels
   BFloat16* base = to + block.batch * stride.batch + block.kv_head * stride.head;
 #pragma unroll
   for (int i = 0; i < kKeysOfWarp; i += kWarpSize / kChunks) {
-    const int key = first_key + i + lane / kChunks, chunk = lane % kChunks;
+    const int key = first_key + i + lane / kChunks, chunk = half * kChunks + lane % kChunks;
     const int32_t position = table.position[key];
     if (position == KeyTable<kKeys>::kNone) continue;
     reinterpret_cast<uint4*>(base + position * stride.token)[chunk] =
@@ -223,11 +236,14 @@ __global__ __launch_bounds__(
     KeyGradientConfig<kHeadDim>::kBlocksPerSm) void key_gradient_kernel(const __grid_constant__
                                                                             KeyGradientArgs a) {
   using Config = KeyGradientConfig<kHeadDim>;
+  constexpr int kQueries = kQueriesOfTile<kHeadDim>;
   auto& shared = *reinterpret_cast<typename Config::Shared*>(block_memory());
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   // Warps w and w + 4 run on the same part of an SM: give each part both kinds.
   const int pair = warp % Config::kPairs;
-  const bool weighs = warp < Config::kPairs;
+  const int role = warp / Config::kPairs;  // weight, difference; of two halves difference, weight
+  const bool weighs = Config::kHalves == 1 ? warp < Config::kPairs : role == 0 || role == 3;
+  const int half = Config::kHalves == 1 ? 0 : role % 2;
   const int first_key = pair * kKeysOfWarp;
 
   const KeyBlock block = key_block(a.keys, a.spans, a.heads_together, Config::kKeys);
@@ -243,17 +259,17 @@ __global__ __launch_bounds__(
   shared.table.fill(a.keys, block, a.horizons, a.horizon_count, thread, Config::kThreads);
   __syncthreads();
   const KeyBounds mine = shared.table.template bounds<1>(first_key, lane, a.horizon_count);
-  if (lane == 0 && weighs) shared.bounds[pair] = mine;
+  if (lane == 0 && weighs && half == 0) shared.bounds[pair] = mine;
   const KeyBounds all =
       shared.table.template bounds<Config::kKeys / kWarpSize>(0, lane, a.horizon_count);
   if (thread == 0) {
     shared.range =
-        query_range(all.first, min(max(all.max_last, all.max_horizon), block.length - 1));
+        query_range<kQueries>(all.first, min(max(all.max_last, all.max_horizon), block.length - 1));
     shared.block = block;
   }
   __syncthreads();
 
-  QueryWalk walk(shared.range);
+  QueryWalk<kQueries> walk(shared.range);
   const auto copy_queries = [&](int stage) {
     copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries,
                                                       shared.block, walk, a.keys.tokens);
@@ -262,7 +278,7 @@ __global__ __launch_bounds__(
 
   const uint32_t rows = first_key * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
   const uint32_t my_keys = shared_address(weighs ? shared.k : shared.v) + rows;
-  float gradient[2][kHeadDim / 8][4];
+  float gradient[2][Config::kChannels / 8][4];
   clear(gradient);
   HorizonSums sums;
   for (int stage = 0; !walk.done(shared.range, a.queries.group); stage ^= 1) {
@@ -274,11 +290,12 @@ __global__ __launch_bounds__(
 
     const KeyBounds& keys = shared.bounds[pair];
     PairStep now;
+    now.half = half;
     now.first_key = first_key;
     now.visibility =
-        classify(q0, q0 + kQueriesOfTile - 1, keys.first, keys.last, keys.min_last, keys.max_last);
-    now.reach = reach_of(shared.table, keys, first_key, lane, a.horizon_count, q0);
-    // Both warps of a pair see the same keys and decide alike, so their barriers are matched.
+        classify(q0, q0 + kQueries - 1, keys.first, keys.last, keys.min_last, keys.max_last);
+    now.reach = reach_of<kQueries>(shared.table, keys, first_key, lane, a.horizon_count, q0);
+    // All warps of a pair see the same keys and decide alike, so their barriers are matched.
     if (now.visibility == Tile::kDead && now.reach == Reach::kNone) continue;
 #pragma unroll 1
     for (int step = 0; step < Config::kSteps; ++step) {
@@ -299,19 +316,20 @@ __global__ __launch_bounds__(
   __syncthreads();    // nobody reads keys and values any more
   if (weighs) {
     write_gradient<kHeadDim>(a.dv, a.dv_stride, shared.v, gradient, shared.table, shared.block,
-                             first_key, lane);
+                             half, first_key, lane);
     return;
   }
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
 #pragma unroll
-    for (int d = 0; d < kHeadDim / 8; ++d) {
+    for (int d = 0; d < Config::kChannels / 8; ++d) {
 #pragma unroll
       for (int x = 0; x < 4; ++x) gradient[m][d][x] *= a.scale;
     }
   }
-  write_gradient<kHeadDim>(a.dk, a.dk_stride, shared.k, gradient, shared.table, shared.block,
+  write_gradient<kHeadDim>(a.dk, a.dk_stride, shared.k, gradient, shared.table, shared.block, half,
                            first_key, lane);
+  if (half != 0) return;
   sums.write(a.role_sums, shared.table, first_key, lane, a.horizon_count, a.keys,
              shared.block.head);
 }

@@ -9,17 +9,18 @@ namespace natslm::kernels::cuda {
 
 template <int kHeadDim>
 struct QueryGradientConfig {
-  static constexpr int kRows = 128, kKeys = 32, kStages = 2;
+  static constexpr bool kLarge = kHeadDim > 128;
+  static constexpr int kRows = kLarge ? 64 : 128, kKeys = 32, kStages = 2;
   static constexpr int kThreads = 128;
-  static constexpr int kBlocksPerSm = kHeadDim == 64 ? 3 : 2;
-  static constexpr int kRowsOfWarp = 32;
+  static constexpr int kBlocksPerSm = kLarge ? 1 : kHeadDim == 64 ? 3 : 2;
+  static constexpr int kRowsOfWarp = kRows / 4;
   static constexpr int kM = kRowsOfWarp / 16, kN = kKeys / 8;
 
   struct Shared {
-    alignas(kTileAlignment) uint8_t q[kRows * kRowBytes<kHeadDim>];  // at the end, dq
-    alignas(kTileAlignment) uint8_t dout[kRows * kRowBytes<kHeadDim>];
-    alignas(kTileAlignment) uint8_t k[kStages][kKeys * kRowBytes<kHeadDim>];
-    alignas(kTileAlignment) uint8_t v[kStages][kKeys * kRowBytes<kHeadDim>];
+    alignas(kTileAlignment<kHeadDim>) uint8_t q[kRows * kRowBytes<kHeadDim>];  // at the end, dq
+    alignas(kTileAlignment<kHeadDim>) uint8_t dout[kRows * kRowBytes<kHeadDim>];
+    alignas(kTileAlignment<kHeadDim>) uint8_t k[kStages][kKeys * kRowBytes<kHeadDim>];
+    alignas(kTileAlignment<kHeadDim>) uint8_t v[kStages][kKeys * kRowBytes<kHeadDim>];
     alignas(16) KeyLimits limits[kStages][kKeys];
     QueryTile tile;
     TileKeys keys;
@@ -48,7 +49,7 @@ __global__ __launch_bounds__(
   const int first_row = thread / kWarpSize * Config::kRowsOfWarp;
 
   const QueryTile tile = query_tile(a.plan, a.queries.group, blockIdx.x);
-  static_assert(Config::kRows == Config::kThreads);
+  static_assert(Config::kRows <= Config::kThreads);
   if (thread == 0) shared.tile = tile;
   float dq[kM][kHeadDim / 8][4];
   clear(dq);
@@ -66,7 +67,9 @@ __global__ __launch_bounds__(
                                                                   a.queries.q_stride);
     copy_queries_async<kHeadDim, Config::kRows, Config::kThreads>(
         dout, thread, tile, a.queries.dout, a.queries.dout_stride);
-    shared.row_position[thread] = tile.position(thread);
+    if (Config::kRows == Config::kThreads || thread < Config::kRows) {
+      shared.row_position[thread] = tile.position(thread);
+    }
     if (thread == 0) shared.keys = tile_keys(a.plan, tile);
     __syncthreads();  // the keys to walk over
     bool more = walk.next();

@@ -6,11 +6,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "natslm/kernels/cuda/attention_decode.cuh"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/dependent_launch.cuh"
 #include "natslm/kernels/decode_checks.h"
+#include "natslm/kernels/gpu_head_dim.h"
 
 namespace natslm::kernels::cuda {
 namespace {
@@ -58,7 +60,7 @@ Workspace workspace_of(const AttentionDecode& p) {
 std::string_view why_not_gpu(const AttentionDecode& p) {
   if (const std::string_view why = why_not_decode_shapes(p); !why.empty()) return why;
   if (p.dtype != DType::kBFloat16) return "on a GPU the cached keys must be bfloat16";
-  if (p.head_dim != 64 && p.head_dim != 128) return "on a GPU head_dim must be 64 or 128";
+  if (!is_gpu_head_dim(p.head_dim)) return "on a GPU head_dim must be 64, 128 or 256";
   if (p.q_heads / p.kv_heads > 8) return "on a GPU at most 8 query heads may share a KV head";
   if (p.kv_heads > kMaxLists) return "on a GPU there may be at most 1024 KV heads";
   if (p.max_count < 0) return "max_count must not be negative";
@@ -339,10 +341,18 @@ __global__ void __launch_bounds__(kComputeWarps* kWarp) mass_kernel(const Decode
 template <int kHeadDim>
 struct Config {
   static constexpr int kThreads = kComputeWarps * kWarp;
-  static constexpr int kStages = 2;
-  struct Shared {
+  // A second page of head size 256 is not there; other blocks on the multiprocessor fill the wait.
+  static constexpr int kStages = kHeadDim <= 128 ? 2 : 1;
+  struct Apart {
     SharedPage<kHeadDim> page[kStages];
     MergeBuffer<kHeadDim> merge;
+  };
+  union Together {  // merging begins when all pages of an item are done, and ends before the next
+    SharedPage<kHeadDim> page[kStages];
+    MergeBuffer<kHeadDim> merge;
+  };
+  struct Shared {
+    std::conditional_t<kStages == 2, Apart, Together> work;
     ItemTable items;
   };
   // What every GPU from compute capability 8.0 on gives a block.
@@ -388,21 +398,25 @@ __global__ void __launch_bounds__(Config<kHeadDim>::kThreads)
        index += static_cast<int32_t>(gridDim.x)) {
     const Item item = item_at(l, shared.items, index);
     const int32_t first = item.first_row + (item.few() ? 0 : 16 * warp);
-    if (item.page < item.page_end) copy_page(shared.page[0], item.pages[item.page]);
+    if (item.page < item.page_end) copy_page(shared.work.page[0], item.pages[item.page]);
     end_copy_group();
     WarpRows<kHeadDim> rows;
     const bool has_rows = rows.load(l, item, first);
     for (int32_t page = item.page; page < item.page_end; ++page) {
       const int stage = (page - item.page) % C::kStages;
-      if (page + 1 < item.page_end) copy_page(shared.page[stage ^ 1], item.pages[page + 1]);
-      end_copy_group();
-      wait_for_copies<1>();  // all but the group just begun
+      const auto copy_next = [&](int to) {
+        if (page + 1 < item.page_end) copy_page(shared.work.page[to], item.pages[page + 1]);
+        end_copy_group();
+      };
+      if (C::kStages == 2) copy_next(stage ^ 1);
+      wait_for_copies<C::kStages - 1>();  // all but the group just begun
       __syncthreads();
-      if (has_rows) attend_page(shared.page[stage], item, page, l.scale_log2, warp, rows);
+      if (has_rows) attend_page(shared.work.page[stage], item, page, l.scale_log2, warp, rows);
       __syncthreads();  // before the page is overwritten
+      if (C::kStages == 1) copy_next(0);
     }
     if (item.few()) {
-      store_few(l, item, warp, rows, shared.merge, [] { __syncthreads(); });
+      store_few(l, item, warp, rows, shared.work.merge, [] { __syncthreads(); });
     } else if (has_rows) {
       store_many(l, item, first, rows);
     }
@@ -443,8 +457,9 @@ void launch_mass(const DecodePart& part, int32_t head_dim, int32_t max_count, CU
   if (max_count == 0) return;
   const dim3 grid(static_cast<unsigned>(pages_of(max_count)),
                   static_cast<unsigned>(part.launch.lists));
-  const auto kernel = head_dim == 64 ? mass_kernel<64> : mass_kernel<128>;
-  kernel<<<grid, kComputeWarps * kWarp, 0, stream>>>(part.launch);
+  with_gpu_head_dim(head_dim, [&]<int kHeadDim>() {
+    mass_kernel<kHeadDim><<<grid, kComputeWarps * kWarp, 0, stream>>>(part.launch);
+  });
   NATSLM_CUDA(cudaGetLastError());
 }
 
@@ -460,7 +475,7 @@ void run(const AttentionDecode& p, CUstream_st* stream) {
   check_decode_supported("attention_decode (cuda)", why_not(p), p);
   for (const DecodePart& part : decode_parts(p)) {
     if (part.most_items > 0) {
-      (p.head_dim == 64 ? launch<64> : launch<128>)(part, stream);
+      with_gpu_head_dim(p.head_dim, [&]<int kHeadDim>() { launch<kHeadDim>(part, stream); });
       if (part.may_be_cut) launch_combine(part, p.head_dim, false, stream);
     }
     if (p.mass) launch_mass(part, p.head_dim, p.max_count, stream);

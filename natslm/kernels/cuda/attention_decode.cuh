@@ -463,11 +463,12 @@ __device__ inline void attend_page(const SharedPage<kHeadDim>& page, const Item&
   if (item.few()) {
     attend_keys<kHeadDim, 1>(page, 16 * warp, valid, last, scale_log2, rows);
   } else {
-    // Half a page at a time: the scores of all 64 keys would not leave enough registers for two
-    // blocks on a multiprocessor.
+    // Half a page at a time, of large heads a quarter: the scores of all 64 keys would not leave
+    // enough registers for two blocks on a multiprocessor.
+    constexpr int kBlocks = kHeadDim <= 128 ? 2 : 1;
 #pragma unroll 1
-    for (int32_t key = 0; key < kPageKeys; key += 32) {
-      attend_keys<kHeadDim, 2>(page, key, valid, last, scale_log2, rows);
+    for (int32_t key = 0; key < kPageKeys; key += 16 * kBlocks) {
+      attend_keys<kHeadDim, kBlocks>(page, key, valid, last, scale_log2, rows);
     }
   }
 }

@@ -15,8 +15,9 @@ int64_t query_rows(const AttentionForward& p) {
 }
 
 int32_t tile_queries(const AttentionForward& p) {
-  static_assert(ForwardConfig<64>::kRows == ForwardConfig<128>::kRows);
-  return ForwardConfig<64>::kRows / (p.q_heads / p.kv_heads);
+  int32_t rows = 0;
+  with_gpu_head_dim(p.head_dim, [&]<int kHeadDim>() { rows = ForwardConfig<kHeadDim>::kRows; });
+  return rows / (p.q_heads / p.kv_heads);
 }
 
 template <int kHeadDim>
@@ -83,7 +84,7 @@ void run(const AttentionForward& p, CUstream_st* stream) {
   check_supported_on_gpu(kName, why_not(p), p);
   if (query_rows(p) == 0) return;
   const KeyPlan plan = prepare_keys(p, tile_queries(p), stream);
-  with_head_dim(p.head_dim, [&]<int kHeadDim>() {
+  with_gpu_head_dim(p.head_dim, [&]<int kHeadDim>() {
     launch_forward<kHeadDim>(p, plan, stream);
     if (!p.mass) return;
     const size_t safe_lse = aligned_bytes(key_plan_bytes(p, tile_queries(p)));

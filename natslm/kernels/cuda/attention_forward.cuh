@@ -1,5 +1,6 @@
-// Attention with mma.sync: a block owns a tile of packed queries, four warps own 32 rows each, and
-// tiles of keys stream through two stages of shared memory (Dao 2023, "FlashAttention-2").
+// Attention with mma.sync: a block owns a tile of packed queries, four warps own 32 rows each (16
+// where heads are large), and tiles of keys stream through two stages of shared memory (Dao 2023,
+// "FlashAttention-2").
 //
 // Scores stay in registers: they become weights in place, and weights are the A operand of the
 // second product as they are.
@@ -12,21 +13,25 @@ namespace natslm::kernels::cuda {
 
 template <int kHeadDim>
 struct ForwardConfig {
-  static constexpr int kRows = 128, kKeys = 64, kStages = 2;
+  // Head size 256: what 32 rows of out and a second stage of 64 keys would take is not there.
+  static constexpr bool kLarge = kHeadDim > 128;
+  static constexpr int kRows = kLarge ? 64 : 128, kKeys = kLarge ? 32 : 64, kStages = 2;
   static constexpr int kThreads = 128;
   static constexpr int kBlocksPerSm = kHeadDim == 64 ? 3 : 2;
-  static constexpr int kRowsOfWarp = 32;  // each key fragment serves two row fragments
+  static constexpr int kRowsOfWarp = kRows / 4;  // of 32 each key fragment serves two row fragments
   static constexpr int kM = kRowsOfWarp / 16, kN = kKeys / 8;
 
   struct Shared {
-    alignas(kTileAlignment) uint8_t q[kRows * kRowBytes<kHeadDim>];  // at the end, out
-    alignas(kTileAlignment) uint8_t k[kStages][kKeys * kRowBytes<kHeadDim>];
-    alignas(kTileAlignment) uint8_t v[kStages][kKeys * kRowBytes<kHeadDim>];
+    alignas(kTileAlignment<kHeadDim>) uint8_t q[kRows * kRowBytes<kHeadDim>];  // at the end, out
+    alignas(kTileAlignment<kHeadDim>) uint8_t k[kStages][kKeys * kRowBytes<kHeadDim>];
+    alignas(kTileAlignment<kHeadDim>) uint8_t v[kStages][kKeys * kRowBytes<kHeadDim>];
     alignas(16) KeyLimits limits[kStages][kKeys];
     QueryTile tile;
     TileKeys keys;
     int32_t row_position[kRows];
   };
+  // What every GPU from compute capability 8.0 on gives a block.
+  static_assert(sizeof(Shared) <= 99 * 1024);
 };
 
 struct ForwardArgs {
@@ -181,8 +186,10 @@ __global__ __launch_bounds__(
         shared.keys, a.plan.keys.k_step, a.plan.keys.v_step);
   };
   copy_queries_async<kHeadDim, Config::kRows, Config::kThreads>(q, thread, tile, a.q, a.q_stride);
-  static_assert(Config::kRows == Config::kThreads);
-  shared.row_position[thread] = tile.position(thread);
+  static_assert(Config::kRows <= Config::kThreads);
+  if (Config::kRows == Config::kThreads || thread < Config::kRows) {
+    shared.row_position[thread] = tile.position(thread);
+  }
   if (thread == 0) {
     shared.tile = tile;
     shared.keys = tile_keys(a.plan, tile);

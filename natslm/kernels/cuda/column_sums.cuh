@@ -5,9 +5,12 @@
 //   role sums: sum over i of min(exp(s_ij - lse_i), 1) (dout_i . v_j - delta_i)   up to a horizon
 //
 // A warp keeps its keys and values as A fragments in registers; only queries stream through shared
+// memory. Of heads of 256 channels the registers would hold nothing else: there they stay in shared
 // memory.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+
+#include <type_traits>
 
 #include "natslm/kernels/cuda/key_parallel.cuh"
 
@@ -15,20 +18,31 @@ namespace natslm::kernels::cuda {
 
 template <int kHeadDim>
 struct ColumnSumsConfig {
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kKeys = kWarps * kKeysOfWarp;
+  static constexpr bool kInRegisters = kHeadDim <= 128;
+  static constexpr int kWarps = kInRegisters ? 4 : 2;
+  static constexpr int kThreads = kWarps * kWarpSize, kKeys = kWarps * kKeysOfWarp;
   static constexpr int kStages = 2;
-  static constexpr int kBlocksPerSm = kHeadDim == 64 ? 3 : 2;
+  static constexpr int kBlocksPerSm = !kInRegisters ? 1 : kHeadDim == 64 ? 3 : 2;
   // Queries whose scores are in registers at a time.
   static constexpr int kStep = 32;
 
-  struct Shared {
-    QueryStage<kHeadDim> stage[kStages];  // at first keys, then values
+  // What the rows of a warp are to multiply_channels: fragments, or their address.
+  using Rows = std::conditional_t<kInRegisters, uint32_t[2][kHeadDim / 16][4], uint32_t>;
+
+  struct KeyTiles {
+    alignas(kTileAlignment<kHeadDim>) uint8_t k[kKeys * kRowBytes<kHeadDim>];
+    alignas(kTileAlignment<kHeadDim>) uint8_t v[kKeys * kRowBytes<kHeadDim>];
+  };
+  struct Nothing {};
+
+  struct Shared : std::conditional_t<kInRegisters, Nothing, KeyTiles> {
+    QueryStage<kHeadDim> stage[kStages];  // at first keys and values, on their way to registers
     KeyTable<kKeys> table;
     KeyBlock block;
     QueryRange range;
     KeyBounds bounds[kWarps];
   };
-  static_assert(kKeys == 2 * kQueriesOfTile);
+  static_assert(!kInRegisters || kKeys == 2 * kQueriesOfTile<kHeadDim>);
 };
 
 struct ColumnSumsArgs {
@@ -54,6 +68,14 @@ __device__ inline void load_fragments(uint32_t (&to)[2][kHeadDim / 16][4], uint3
   }
 }
 
+__device__ inline void hold(uint32_t& to, uint32_t rows) {
+  to = rows;
+}
+template <int kSteps>
+__device__ inline void hold(uint32_t (&to)[2][kSteps][4], uint32_t rows) {
+  load_fragments<16 * kSteps>(to, rows);
+}
+
 // kDifference: with the second factor (role sums).
 template <int kHeadDim, bool kDifference>
 __global__ __launch_bounds__(
@@ -61,7 +83,7 @@ __global__ __launch_bounds__(
     ColumnSumsConfig<kHeadDim>::kBlocksPerSm) void column_sums_kernel(const __grid_constant__
                                                                           ColumnSumsArgs a) {
   using Config = ColumnSumsConfig<kHeadDim>;
-  constexpr int kStep = Config::kStep, kN = kStep / 8;
+  constexpr int kStep = Config::kStep, kN = kStep / 8, kQueries = kQueriesOfTile<kHeadDim>;
   auto& shared = *reinterpret_cast<typename Config::Shared*>(block_memory());
   const int thread = threadIdx.x, lane = thread % kWarpSize;
   const int first_key = thread / kWarpSize * kKeysOfWarp;
@@ -83,25 +105,30 @@ __global__ __launch_bounds__(
                                                                block);
   };
   // A stage's q and dout lie side by side and hold a span of keys.
-  copy_span(shared.stage[0].q, a.keys.k, a.keys.k_stride, a.keys.k_step);
-  if (kDifference) copy_span(shared.stage[1].q, a.keys.v, a.keys.v_stride, a.keys.v_step);
+  uint8_t *k_tile = shared.stage[0].q, *v_tile = shared.stage[1].q;
+  if constexpr (!Config::kInRegisters) {
+    k_tile = shared.k;
+    v_tile = shared.v;
+  }
+  copy_span(k_tile, a.keys.k, a.keys.k_stride, a.keys.k_step);
+  if (kDifference) copy_span(v_tile, a.keys.v, a.keys.v_stride, a.keys.v_step);
   shared.table.fill(a.keys, block, a.horizons, a.horizon_count, thread, Config::kThreads);
   wait_for_copies();
   __syncthreads();
   const uint32_t rows = first_key * kRowBytes<kHeadDim> + by_rows<kHeadDim>(lane);
-  uint32_t k[2][kHeadDim / 16][4], v[2][kHeadDim / 16][4];
-  load_fragments<kHeadDim>(k, shared_address(shared.stage[0].q) + rows);
-  if (kDifference) load_fragments<kHeadDim>(v, shared_address(shared.stage[1].q) + rows);
+  typename Config::Rows k, v;
+  hold(k, shared_address(k_tile) + rows);
+  if (kDifference) hold(v, shared_address(v_tile) + rows);
   const KeyBounds mine = shared.table.template bounds<1>(first_key, lane, a.horizon_count);
   if (lane == 0) shared.bounds[thread / kWarpSize] = mine;
   const KeyBounds all = shared.table.template bounds<Config::kWarps>(0, lane, a.horizon_count);
   if (thread == 0) {
-    shared.range = query_range(all.first, all.max_horizon);
+    shared.range = query_range<kQueries>(all.first, all.max_horizon);
     shared.block = block;
   }
   __syncthreads();  // the range is known, and the stages are free
 
-  QueryWalk walk(shared.range);
+  QueryWalk<kQueries> walk(shared.range);
   const auto copy_queries = [&](int stage) {
     copy_query_tile_async<kHeadDim, Config::kThreads>(shared.stage[stage], thread, a.queries,
                                                       shared.block, walk, a.keys.tokens);
@@ -115,14 +142,14 @@ __global__ __launch_bounds__(
     const int32_t q0 = walk.position();
     walk.next(shared.range);
     if (!walk.done(shared.range, a.queries.group)) copy_queries(stage ^ 1);
-    const Reach reach = reach_of(shared.table, shared.bounds[thread / kWarpSize], first_key, lane,
-                                 a.horizon_count, q0);
+    const Reach reach = reach_of<kQueries>(shared.table, shared.bounds[thread / kWarpSize],
+                                           first_key, lane, a.horizon_count, q0);
     if (reach == Reach::kNone) continue;
 
     const QueryStage<kHeadDim>& tile = shared.stage[stage];
     const uint32_t columns = by_columns<kHeadDim>(lane);
 #pragma unroll 1
-    for (int step = 0; step < kQueriesOfTile; step += kStep) {
+    for (int step = 0; step < kQueries; step += kStep) {
       const uint32_t offset = step * kRowBytes<kHeadDim> + columns;
       float g[2][kN][4];
       clear(g);

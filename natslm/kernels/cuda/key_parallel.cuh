@@ -15,7 +15,9 @@
 namespace natslm::kernels::cuda {
 
 inline constexpr int kKeysOfWarp = 32;
-inline constexpr int kQueriesOfTile = 64;
+// Fewer of large heads, so that two tiles of queries fit beside the keys.
+template <int kHeadDim>
+inline constexpr int kQueriesOfTile = kHeadDim <= 128 ? 64 : 32;
 
 // The keys of a block.
 struct KeyBlock {
@@ -69,12 +71,14 @@ __device__ inline void copy_span_async(uint8_t* to, int thread, const BFloat16* 
 struct QueryRange {
   int32_t first, last;
 };
+template <int kQueries>
 __device__ inline QueryRange query_range(int32_t first_query, int32_t last_query) {
   if (last_query < first_query) return {0, -1};
-  return {first_query / kQueriesOfTile, last_query / kQueriesOfTile};
+  return {first_query / kQueries, last_query / kQueries};
 }
 
 // The tiles of a range, for each head of the group. All threads walk alike.
+template <int kQueries>
 struct QueryWalk {
   int32_t head = 0, tile;
 
@@ -88,40 +92,43 @@ struct QueryWalk {
       ++head;
     }
   }
-  __device__ int32_t position() const { return tile * kQueriesOfTile; }
+  __device__ int32_t position() const { return tile * kQueries; }
 };
 
 // One tile of queries in shared memory.
 template <int kHeadDim>
 struct QueryStage {
-  alignas(kTileAlignment) uint8_t q[kQueriesOfTile * kRowBytes<kHeadDim>];
-  alignas(kTileAlignment) uint8_t dout[kQueriesOfTile * kRowBytes<kHeadDim>];
-  alignas(16) float lse[kQueriesOfTile];
-  alignas(16) float delta[kQueriesOfTile];
+  static constexpr int kQueries = kQueriesOfTile<kHeadDim>;
+  alignas(kTileAlignment<kHeadDim>) uint8_t q[kQueries * kRowBytes<kHeadDim>];
+  alignas(kTileAlignment<kHeadDim>) uint8_t dout[kQueries * kRowBytes<kHeadDim>];
+  alignas(16) float lse[kQueries];
+  alignas(16) float delta[kQueries];
 };
 
 // Starts the copy of the walk's present tile. Queries past the length become 0.
 template <int kHeadDim, int kThreads>
 __device__ inline void copy_query_tile_async(QueryStage<kHeadDim>& to, int thread,
                                              const QuerySource& from, const KeyBlock& block,
-                                             const QueryWalk& walk, int32_t tokens) {
+                                             const QueryWalk<kQueriesOfTile<kHeadDim>>& walk,
+                                             int32_t tokens) {
+  constexpr int kQueries = kQueriesOfTile<kHeadDim>;
   const int32_t first = walk.position();
   const int32_t q_head = block.kv_head * from.group + walk.head;
   const auto copy = [&](uint8_t* tile, const BFloat16* array, const Strides& stride, int32_t step) {
-    copy_rows_async<kHeadDim, kQueriesOfTile, kThreads>(
+    copy_rows_async<kHeadDim, kQueries, kThreads>(
         shared_address(tile), thread, array + block.batch * stride.batch + q_head * stride.head,
         step, [&](int row, int) { return first + row < block.length ? first + row : -1; });
   };
   copy(to.q, from.q, from.q_stride, from.q_step);
   if (from.dout) copy(to.dout, from.dout, from.dout_stride, from.dout_step);
   const int64_t terms = (block.head * from.group + walk.head) * tokens + first;
-  static_assert(kThreads >= 2 * kQueriesOfTile);
-  const int row = thread % kQueriesOfTile;
+  static_assert(kThreads >= 2 * kQueries);
+  const int row = thread % kQueries;
   const bool valid = first + row < tokens;
-  if (thread < kQueriesOfTile) {
+  if (thread < kQueries) {
     copy_4_async(shared_address(&to.lse[row]),
                  valid ? from.terms.lse + terms + row : from.terms.lse, valid);
-  } else if (thread < 2 * kQueriesOfTile && from.terms.delta) {
+  } else if (thread < 2 * kQueries && from.terms.delta) {
     copy_4_async(shared_address(&to.delta[row]),
                  valid ? from.terms.delta + terms + row : from.terms.delta, valid);
   }
@@ -260,17 +267,17 @@ __device__ inline void add_to_sums(HorizonSums& sums, const float (&g)[kN][4], i
   }
 }
 
-// How the queries [q0, q0 + kQueriesOfTile) meet the horizons of a warp's keys.
+// How the queries [q0, q0 + kQueries) meet the horizons of a warp's keys.
 enum class Reach : uint8_t {
   kNone,   // no pair counts for any horizon
   kWhole,  // for each key and horizon all queries count, or none
   kCut,    // pairs need a test
 };
 
-template <int kKeys>
+template <int kQueries, int kKeys>
 __device__ inline Reach reach_of(const KeyTable<kKeys>& table, const KeyBounds& bounds,
                                  int first_key, int lane, int32_t count, int32_t q0) {
-  const int32_t q1 = q0 + kQueriesOfTile - 1;
+  const int32_t q1 = q0 + kQueries - 1;
   if (bounds.max_horizon < q0 || bounds.first > q1) return Reach::kNone;
   if (bounds.last > q0) return Reach::kCut;
   bool cut = false;

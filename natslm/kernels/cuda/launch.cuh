@@ -13,6 +13,7 @@
 #include "natslm/kernels/attention_forward.h"
 #include "natslm/kernels/checks.h"
 #include "natslm/kernels/cuda/check.h"
+#include "natslm/kernels/gpu_head_dim.h"
 
 namespace natslm::kernels::cuda {
 
@@ -33,7 +34,7 @@ template <class Params>
 std::string_view why_not_common(const Params& p) {
   if (const std::string_view shapes = why_not_shapes(p); !shapes.empty()) return shapes;
   if (p.dtype != DType::kBFloat16) return "the GPU kernels take bfloat16 only";
-  if (p.head_dim != 64 && p.head_dim != 128) return "head_dim must be 64 or 128 on a GPU";
+  if (!is_gpu_head_dim(p.head_dim)) return "head_dim must be 64, 128 or 256 on a GPU";
   if (p.q_heads / p.kv_heads > kMaxGroup) return "a KV head serves at most 8 query heads on a GPU";
   // Largest scores are found before they are scaled.
   if (!(p.scale > 0)) return "scale must be positive on a GPU";
@@ -77,16 +78,6 @@ void launch(const char* name, void (*kernel)(Args...), int64_t blocks, int threa
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args...);
   NATSLM_CUDA(cudaGetLastError());
-}
-
-// Calls f<head_dim>(); why_not has refused every other size.
-template <class F>
-void with_head_dim(int32_t head_dim, const F& f) {
-  if (head_dim == 64) {
-    f.template operator()<64>();
-  } else {
-    f.template operator()<128>();
-  }
 }
 
 }  // namespace natslm::kernels::cuda

@@ -20,7 +20,6 @@
 namespace natslm::kernels::cuda {
 
 inline constexpr int kWarpSize = 32;
-inline constexpr int kTileAlignment = 256;
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr float kInfinity = __builtin_huge_valf();
 
@@ -108,6 +107,9 @@ __device__ inline float probability(float score, float scale, float lse) {
 
 template <int kHeadDim>
 inline constexpr int kRowBytes = 2 * kHeadDim;
+// At least a row, so that a lane's address has zeros where the offset of a channel is.
+template <int kHeadDim>
+inline constexpr int kTileAlignment = kRowBytes<kHeadDim> > 256 ? kRowBytes<kHeadDim> : 256;
 
 // Bytes from the start of a tile to chunk `chunk` (8 channels) of row `row`.
 template <int kHeadDim>
@@ -185,11 +187,12 @@ __device__ inline void multiply_channels(float (&c)[kM][kN][4],
   }
 }
 
-// c += A B: A is an accumulator's worth of weights [16 kM x 8 kN], rounded to bf16, B is 8 kN rows
-// of a tile. `b`: the tile's address plus by_rows.
-template <int kHeadDim, int kM, int kN>
-__device__ inline void multiply_weights(float (&c)[kM][kHeadDim / 8][4],
-                                        const float (&weights)[kM][kN][4], uint32_t b) {
+// c += A B: A is an accumulator's worth of weights [16 kM x 8 kN], rounded to bf16, B is 8 kD
+// channels of 8 kN rows of a tile. `b`: the tile's address plus by_rows, ^ 2 * the first channel (a
+// multiple of 64).
+template <int kHeadDim, int kM, int kD, int kN>
+__device__ inline void multiply_weights(float (&c)[kM][kD][4], const float (&weights)[kM][kN][4],
+                                        uint32_t b) {
   static_assert(kN % 2 == 0);
 #pragma unroll
   for (int n = 0; n < kN; n += 2) {
@@ -203,7 +206,7 @@ __device__ inline void multiply_weights(float (&c)[kM][kHeadDim / 8][4],
       rows[m][3] = pack_bf16(weights[m][n + 1][2], weights[m][n + 1][3]);
     }
 #pragma unroll
-    for (int d = 0; d < kHeadDim / 8; d += 2) {
+    for (int d = 0; d < kD; d += 2) {
       uint32_t columns[4];
       load_matrices_transposed(columns, (b ^ (d << 4)) + n / 2 * 16 * kRowBytes<kHeadDim>);
 #pragma unroll
@@ -215,18 +218,18 @@ __device__ inline void multiply_weights(float (&c)[kM][kHeadDim / 8][4],
   }
 }
 
-// Rounds 16 kM rows of accumulators to bf16 into a tile, row `row` of it first.
-template <int kHeadDim, int kM>
-__device__ inline void store_tile(uint8_t* tile, int row, int lane,
-                                  const float (&c)[kM][kHeadDim / 8][4]) {
+// Rounds 16 kM rows of accumulators to bf16 into a tile, row `row` of it and chunk `chunk` first.
+template <int kHeadDim, int kM, int kD>
+__device__ inline void store_tile(uint8_t* tile, int row, int lane, const float (&c)[kM][kD][4],
+                                  int chunk = 0) {
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = row + m * 16 + half * 8 + lane / 4;
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        *reinterpret_cast<uint32_t*>(tile + tile_offset<kHeadDim>(r, n) + lane % 4 * 4) =
+      for (int n = 0; n < kD; ++n) {
+        *reinterpret_cast<uint32_t*>(tile + tile_offset<kHeadDim>(r, chunk + n) + lane % 4 * 4) =
             pack_bf16(c[m][n][2 * half], c[m][n][2 * half + 1]);
       }
     }
@@ -234,13 +237,14 @@ __device__ inline void store_tile(uint8_t* tile, int row, int lane,
 }
 
 // Which 16-byte chunk of which row a thread copies in pass `pass` when kThreads threads copy a tile
-// together. The passes of a thread are a multiple of 8 rows apart and share a swizzle.
+// together.
 template <int kHeadDim, int kThreads>
 struct TileCopy {
   static constexpr int kChunks = kHeadDim / 8;
   static constexpr int kRowsOfWarp = kWarpSize / kChunks;  // in one pass
   static constexpr int kRowsOfPass = kThreads / kChunks;
-  static_assert(kRowsOfPass % 8 == 0);
+  // Whether the passes of a thread are a multiple of 8 rows apart and so share a swizzle.
+  static constexpr bool kOneSwizzle = kRowsOfPass % 8 == 0;
 
   NATSLM_HD static constexpr int chunk(int thread) { return thread % kChunks; }
   NATSLM_HD static constexpr int row(int thread, int pass) {
@@ -275,12 +279,14 @@ __device__ inline void copy_rows_async(uint32_t tile, int thread, const void* ba
   static_assert(kRows % Copy::kRowsOfPass == 0);
   const int chunk = Copy::chunk(thread);
   const auto* from = static_cast<const uint8_t*>(base) + chunk * 16;
-  tile += tile_offset<kHeadDim>(Copy::row(thread, 0), chunk);
+  const uint32_t first = tile + tile_offset<kHeadDim>(Copy::row(thread, 0), chunk);
 #pragma unroll
   for (int pass = 0; pass < kRows / Copy::kRowsOfPass; ++pass) {
-    const int32_t at = place(Copy::row(thread, pass), pass);
-    copy_16_async(tile + pass * Copy::kRowsOfPass * kRowBytes<kHeadDim>,
-                  from + int64_t{max(at, 0)} * step, at >= 0);
+    const int row = Copy::row(thread, pass);
+    const int32_t at = place(row, pass);
+    const uint32_t to = Copy::kOneSwizzle ? first + pass * Copy::kRowsOfPass * kRowBytes<kHeadDim>
+                                          : tile + tile_offset<kHeadDim>(row, chunk);
+    copy_16_async(to, from + int64_t{max(at, 0)} * step, at >= 0);
   }
 }
 

@@ -14,6 +14,7 @@
 #include "natslm/kernels/cuda/dependent_launch.cuh"
 #include "natslm/kernels/cuda/key_runs.h"
 #include "natslm/kernels/cuda/sorted_keys.h"
+#include "natslm/kernels/gpu_head_dim.h"
 
 namespace natslm::kernels::cuda {
 namespace {
@@ -437,8 +438,8 @@ void launch_sort_keys(const PlanShape& shape, const void* k, Strides k_stride, c
                       Strides v_stride, const int32_t* last, const int32_t* lengths,
                       const KeyOrder& order, const SortedKeys& to, CUstream_st* stream) {
   check(shape);
-  NATSLM_CHECK(shape.head_dim == 64 || shape.head_dim == 128,
-               "attention: keys of head_dim 64 or 128 can be sorted, got ", shape.head_dim);
+  NATSLM_CHECK(is_gpu_head_dim(shape.head_dim), "attention: keys of head_dim ", list(kGpuHeadDims),
+               " can be sorted, got ", shape.head_dim);
   const int64_t items = shape.work_items();
   if (items == 0) return;
   const WorkChunks chunks = work_chunks(items);
@@ -452,7 +453,7 @@ void launch_sort_keys(const PlanShape& shape, const void* k, Strides k_stride, c
                     order.order,
                     to,
                     chunks.chunks};
-  shape.head_dim == 64 ? launch_gather<64>(p, stream) : launch_gather<128>(p, stream);
+  with_gpu_head_dim(shape.head_dim, [&]<int kHeadDim>() { launch_gather<kHeadDim>(p, stream); });
   const FindRuns runs = {
       shape, lengths, order.ends, order.reach, to, static_cast<int32_t>(items), chunks.items};
   launch_dependent(find_all_runs, blocks_for(items, kRunTiles), kRunThreads, 0, stream, runs);

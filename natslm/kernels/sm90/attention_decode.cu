@@ -294,6 +294,7 @@ void launch(const DecodePart& part, CUstream_st* stream) {
 
 std::string_view why_not(const AttentionDecode& p) {
   if (const std::string_view why = cuda::why_not_gpu(p); !why.empty()) return why;
+  if (p.head_dim > 128) return "head_dim must be 64 or 128";
   int device = 0, major = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
