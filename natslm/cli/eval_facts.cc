@@ -39,13 +39,13 @@ void eval_facts(const Options& o, Context& context) {
   const eval::FactsTask task = eval::facts_task(tasks, options);
   const auto asked = std::ssize(task.front().questions);
   const int64_t questions = std::ssize(task) * asked;
-  const eval::Streams contexts = eval::contexts_of(task);
+  const eval::Streams texts = eval::budget_texts(task);
   // Policies' shares refer to the text as it is when they are asked.
   eval::PerplexityOptions protocol = run.protocol();
-  protocol.context = static_cast<int32_t>(contexts.front().size());
+  protocol.context = static_cast<int32_t>(texts.front().size());
 
   run.compare(
-      {"recalled"}, questions, contexts, protocol,
+      {"recalled"}, questions, texts, protocol,
       [&](models::Model& model, std::unique_ptr<cache::Policy> policy,
           const eval::Progress& progress) {
         eval::FactsHooks hooks{.on_progress = progress};

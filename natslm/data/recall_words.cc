@@ -95,18 +95,18 @@ constexpr Text kTrainingValues[] = {
     "almond", "butter",  "cactus",  "desert",  "flute",    "glacier", "honey",   "indigo"};
 
 constexpr FactTemplate kEvaluationFacts[] = {
-    {"One more thing to keep in mind: {subject} uses {value} for the {thing}.",
+    {"One more thing to keep in mind: for the {thing}, {subject} uses {value}.",
      "What does {subject} use for the {thing}?", "For the {thing}, {subject} uses"},
     {"According to the notebook, the {thing} given to {subject} was {value}.",
      "According to the notebook, what was the {thing} given to {subject}?",
      "According to the notebook, the {thing} given to {subject} was"},
-    {"Please note the {thing} for {subject}: {value}.", "Can you recall the {thing} for {subject}?",
-     "The {thing} for {subject}:"},
+    {"Please note the {thing} for {subject}, which is {value}.",
+     "Can you recall the {thing} for {subject}?", "The {thing} for {subject} is"},
     {"Everyone agreed that {subject} would keep the {thing} {value}.",
      "Everyone agreed on a {thing} that {subject} would keep. Which one?",
      "{subject} would keep the {thing}"},
-    {"The letter states that {subject}'s {thing} equals {value}.",
-     "According to the letter, what does {subject}'s {thing} equal?", "{subject}'s {thing} equals"},
+    {"The letter states that {subject}'s {thing} reads {value}.",
+     "According to the letter, how does {subject}'s {thing} read?", "{subject}'s {thing} reads"},
     {"By now, {subject}'s {thing} must be {value}.", "What must {subject}'s {thing} be by now?",
      "By now, {subject}'s {thing} must be"},
 };
@@ -121,8 +121,8 @@ constexpr RepeatForm kEvaluationRepeats[] = {
     {"\n\nLet us read again, from \"", "\", what was printed earlier.\n\n"},
 };
 
-constexpr Text kEvaluationWordThings[] = {"watchword", "mascot",     "patron flower",
-                                          "trademark", "battle cry", "chosen motif"};
+constexpr Text kEvaluationWordThings[] = {"watchword", "codename", "call sign",
+                                          "keyword",   "slogan",   "motto"};
 
 constexpr Text kEvaluationNumberThings[] = {"vault combination", "membership digits",
                                             "parcel label",      "catalogue entry",
