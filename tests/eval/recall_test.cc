@@ -58,7 +58,10 @@ class Scholar final : public models::Model {
     config_.vocabulary = 256;
     config_.context = kContext;
     for (const data::PlantedFacts& text : task) {
-      for (const auto& question : text.questions) answers_[question.text] = question.answer;
+      const std::string context = ByteTokenizer().decode(text.context);
+      for (const auto& question : text.questions) {
+        answers_[context + question.text] = question.answer;
+      }
     }
   }
   // What it says instead of an answer.
@@ -90,18 +93,17 @@ class Scholar final : public models::Model {
 
  private:
   char next(const std::string& text, const std::vector<int32_t>& alive) const {
-    for (const auto& [question, answer] : answers_) {
-      const size_t at = text.rfind(question);
-      if (at == std::string::npos) continue;
+    for (const auto& [prompt, answer] : answers_) {
+      if (!text.starts_with(prompt)) continue;
       const auto where = static_cast<int32_t>(text.find(answer));
       const std::string given = std::ranges::count(alive, where) > 0 ? says(answer) : "?\n";
-      const size_t done = text.size() - at - question.size();
+      const size_t done = text.size() - prompt.size();
       if (done < given.size()) return given[done];
     }
     return '#';
   }
-  std::map<std::string, std::string> answers_;
-  std::map<int32_t, std::string> texts_;  // by slot
+  std::map<std::string, std::string> answers_;  // by prompt
+  std::map<int32_t, std::string> texts_;        // by slot
 };
 
 class Recall : public ::testing::Test {
