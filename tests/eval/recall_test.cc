@@ -181,17 +181,19 @@ TEST_F(Recall, AWindowRecallsTheFactsThatLieInIt) {
   const FactsTask facts = task(10, 6, 6);
   Scholar model(facts);
   int64_t inside = 0, asked = 0;
-  const int32_t window = 700;
+  const size_t window = 700;
   const FactsResult result = recall_facts(
       model,
       policies::make_policy("streaming-original:sinks=1,window=" + std::to_string(window),
                             policy_context(model)),
       bytes_, facts, {}, {.on_answer = [&](const Answered& a) {
         const std::string context = bytes_.decode(facts[a.text].context);
-        // When its first token is drawn, the query is the prompt's last token.
-        const size_t place = context.find(a.question.answer),
-                     last = context.size() + a.question.text.size() - 1;
-        EXPECT_EQ(a.recalled, last - place < window) << a.question.text;
+        const size_t place = context.find(a.question.answer);
+        // The first query that needs it is the prompt's last token, the last one the answer's.
+        const size_t first = context.size() + a.question.text.size() - 1,
+                     last = first + a.question.answer.size();
+        EXPECT_TRUE(a.recalled || last - place >= window) << a.question.text;
+        EXPECT_TRUE(!a.recalled || first - place < window) << a.question.text;
         inside += a.recalled;
         ++asked;
       }});
@@ -313,6 +315,7 @@ TEST_F(Recall, OnlyTheRepetitionIsScored) {
   double nll = 0, count = 0;
   for (const Window& window : task.windows) {
     const auto& text = task.texts[window.stream];
+    EXPECT_EQ(window.first_scored, tasks_.repeated_passage(700, window.stream).first);
     std::vector<int64_t> ids(text.begin(), text.end());
     const at::NoGradGuard no_grad;
     models::TrainingInput input;
