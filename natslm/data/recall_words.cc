@@ -94,25 +94,26 @@ constexpr Text kTrainingValues[] = {
     "olive",  "parrot",  "rabbit",  "salmon",  "turnip",   "vinegar", "willow",  "zebra",
     "almond", "butter",  "cactus",  "desert",  "flute",    "glacier", "honey",   "indigo"};
 
+// A lead repeats its statement's own words: what small dense models can answer at all.
 constexpr FactTemplate kEvaluationFacts[] = {
-    {"One more thing to keep in mind: for the {thing}, {subject} uses {value}.",
-     "What does {subject} use for the {thing}?", "For the {thing}, {subject} uses"},
     {"According to the notebook, the {thing} given to {subject} was {value}.",
      "According to the notebook, what was the {thing} given to {subject}?",
      "According to the notebook, the {thing} given to {subject} was"},
-    {"Please note the {thing} for {subject}, which is {value}.",
-     "Can you recall the {thing} for {subject}?", "The {thing} for {subject} is"},
-    {"Everyone agreed that {subject} would keep the {thing} {value}.",
-     "Everyone agreed on a {thing} that {subject} would keep. Which one?",
-     "{subject} would keep the {thing}"},
-    {"The letter states that {subject}'s {thing} reads {value}.",
-     "According to the letter, how does {subject}'s {thing} read?", "{subject}'s {thing} reads"},
     {"By now, {subject}'s {thing} must be {value}.", "What must {subject}'s {thing} be by now?",
      "By now, {subject}'s {thing} must be"},
+    {"Please note that the {thing} recorded for {subject} was {value}.",
+     "What was the {thing} recorded for {subject}?", "The {thing} recorded for {subject} was"},
+    {"A letter about {subject} mentioned the {thing} {value}.",
+     "Which {thing} did the letter about {subject} mention?",
+     "A letter about {subject} mentioned the {thing}"},
+    {"Everyone agreed that {subject} would keep the {thing} {value}.",
+     "Which {thing} would {subject} keep?", "{subject} would keep the {thing}"},
+    {"One should add that {subject}'s {thing} became {value}.",
+     "What became of {subject}'s {thing}?", "{subject}'s {thing} became"},
 };
 
 constexpr QuestionForm kEvaluationQuestions[] = {
-    {"\n\nHere is a question on what was said before.\nQuestion: ", "\nCorrect answer: "},
+    {"\n\nQuestion about this text: ", "\nCorrect answer: "},
 };
 
 constexpr RepeatForm kEvaluationRepeats[] = {
