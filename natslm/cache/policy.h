@@ -101,6 +101,17 @@ class Policy {
   // Largest number of tokens a step may append (0: no limit): part of the definition of methods
   // that decide per step.
   virtual int32_t chunk_limit() const { return 0; }
+  // Most keys that a query at this position may read, over all layers and KV heads, if the policy
+  // guarantees such a number; 0: none.
+  virtual int64_t key_cap(int32_t query) const {
+    (void)query;
+    return 0;
+  }
+  // Keys of a slot's sequence that would have lived on but for that guarantee, so far.
+  virtual int64_t demoted(int32_t slot) const {
+    (void)slot;
+    return 0;
+  }
   // A sequence slot was emptied: forget what is known of it.
   virtual void reset(int32_t slot) { (void)slot; }
 };

@@ -9,10 +9,12 @@ void add_bench_decode(CLI::App& bench, Context& context);
 void add_bench_prefill(CLI::App& bench, Context& context);
 void add_bench_train(CLI::App& bench, Context& context);
 void add_eval(CLI::App& app, Context& context);
+void add_finetune(CLI::App& app, Context& context);
 void add_generate(CLI::App& app, Context& context);
 void add_info(CLI::App& app, Context& context);
 void add_models(CLI::App& app, Context& context);
 void add_policies(CLI::App& app, Context& context);
+void add_roles(CLI::App& app, Context& context);
 void add_train(CLI::App& app, Context& context);
 
 void add_commands(CLI::App& app, Context& context) {
@@ -23,7 +25,9 @@ void add_commands(CLI::App& app, Context& context) {
   add_bench_prefill(bench, context);
   add_bench_train(bench, context);
   add_train(app, context);
+  add_finetune(app, context);
   add_policies(app, context);
+  add_roles(app, context);
   add_models(app, context);
   add_eval(app, context);
   add_generate(app, context);

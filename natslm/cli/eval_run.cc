@@ -32,6 +32,8 @@ nlohmann::ordered_json json_of(const EvalResult& result, const std::string& mode
                {"kv_end", result.kv_end},
                {"kv_end_full_windows", result.kv_end_full},
                {"kv_mean", result.kv_mean},
+               {"demoted", result.demoted},
+               {"kv_peak_over_cap", result.kv_peak_over_cap},
                {"kv_bytes_mean", result.kv_bytes_mean},
                {"kv_bytes_peak", result.kv_bytes_peak},
                {"batch_bytes_peak", result.batch_bytes_peak},
@@ -49,6 +51,8 @@ void EvalResult::take_keys(const eval::PerplexityResult& result) {
   kv_bytes_mean = result.kv_bytes_mean;
   kv_bytes_peak = result.kv_bytes_peak;
   batch_bytes_peak = result.batch_bytes_peak;
+  demoted = result.demoted;
+  kv_peak_over_cap = result.kv_peak_over_cap;
   prefill_chunk = result.prefill_chunk;
   seconds = result.seconds;
 }
@@ -84,6 +88,11 @@ data::TokenSource EvalRun::source(const eval::Streams& streams) const {
 
 models::Model& EvalRun::model_for(const std::string& spec) {
   return rival_.model && !is_learned(spec) ? *rival_.model : *main_.model;
+}
+
+policies::KeyBudget EvalRun::budget_for(const std::string& spec) {
+  if (o_.kv_mb == 0) return {o_.kv_budget, 0};
+  return {0, policies::keys_in(o_.kv_mb, model_for(spec).cache_shape(protocol_.cache_dtype))};
 }
 
 void EvalRun::compare(const std::vector<std::string>& columns, int64_t units,
@@ -127,7 +136,7 @@ void EvalRun::compare(const std::vector<std::string>& columns, int64_t units,
     if (specs.empty()) specs = {main_.default_policy()};
     std::vector<eval::Contender> contenders;
     for (const std::string& spec : specs)
-      contenders.push_back({spec, &model_for(spec), o_.kv_budget});
+      contenders.push_back({spec, &model_for(spec), budget_for(spec)});
     policies_ = static_cast<int>(specs.size());
     next_bar();
     eval::evaluate_each(contenders, texts, protocol, o_.seed, evaluate);
@@ -152,15 +161,19 @@ double EvalRun::told(const EvalResult& result) {
               megabytes(static_cast<double>(result.kv_bytes_peak)), fixed(per_second(result), 0)});
   table_->add(row);
   context_.write_json(json_of(result, rival ? o_.rival_model : o_.model.path));
+  if (result.kv_peak_over_cap > 0) {
+    demoted_ += result.policy + ": " + std::to_string(result.demoted) +
+                " keys demoted to keep the budget.\n";
+  }
   if (++done_ < policies_) next_bar();
   return result.kv_end_full;
 }
 
 std::string EvalRun::budget_note() const {
-  if (!o_.equal_budget) return "";
+  if (!o_.equal_budget) return demoted_;
   return "Equal budgets: at the end of a full window each rival keeps the share of keys that the "
          "learned roles keep, " +
-         percent(budget_) + ".\n";
+         percent(budget_) + ".\n" + demoted_;
 }
 
 void add_eval_options(CLI::App& command, EvalOptions& o) {
@@ -179,12 +192,19 @@ void add_eval_options(CLI::App& command, EvalOptions& o) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command
       .add_option("--kv-budget", o.kv_budget,
-                  "KV at end, a share of the keys, to set every policy but full to; 0: as they are")
+                  "KV at end, a share of the keys, to set every policy but full to; learned roles "
+                  "then never pass it (not with --equal-budget). 0: as they are")
       ->check(CLI::Range(0.0, 1.0));
+  command
+      .add_option("--kv-mb", o.kv_mb,
+                  "the same in MiB of keys and values that a window may hold; 0: as they are")
+      ->check(CLI::Range(0.0, 1e9))
+      ->excludes(command.get_option("--kv-budget"));
   command.add_flag(
       "--equal-budget", o.equal_budget,
       "the fair table: full, learned, and each other --policy (default: streaming, h2o, random) at "
       "the KV at end that was measured for learned");
+  command.get_option("--kv-mb")->excludes(command.get_option("--equal-budget"));
   command.add_option("--text", o.text, "text files, folders, .jsonl or packed tokens")
       ->required()
       ->type_name("PATH");

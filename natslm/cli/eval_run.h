@@ -26,7 +26,7 @@ struct EvalOptions {
   ModelOptions model;
   std::string rival_model;
   std::vector<std::string> policies;
-  double kv_budget = 0;
+  double kv_budget = 0, kv_mb = 0;
   bool equal_budget = false;
   std::vector<std::string> text;
   double held_out = 0;
@@ -45,6 +45,8 @@ struct EvalResult {
   double kv_end = 0, kv_end_full = 0, kv_mean = 0;
   double kv_bytes_mean = 0;
   int64_t kv_bytes_peak = 0, batch_bytes_peak = 0;
+  int64_t demoted = 0;  // keys given up to keep a guaranteed budget, and how full that ever was
+  double kv_peak_over_cap = 0;  // 0: there is none
   int32_t prefill_chunk = 0;
   int64_t tokens = 0;  // in `seconds`
   double seconds = 0;
@@ -75,13 +77,14 @@ class EvalRun {
                                         const eval::Progress& progress)>;
   void compare(const std::vector<std::string>& columns, int64_t units, const eval::Streams& texts,
                const eval::PerplexityOptions& protocol, const Task& task);
-  // "Equal budgets: ..." if they were asked for; else empty.
+  // "Equal budgets: ..." if they were asked for, and what was demoted; else empty.
   std::string budget_note() const;
   // A line above the progress bar.
   void print(std::string_view line) { progress_->print(line); }
 
  private:
   models::Model& model_for(const std::string& spec);
+  policies::KeyBudget budget_for(const std::string& spec);
   void next_bar();
   double told(const EvalResult& result);
 
@@ -89,7 +92,7 @@ class EvalRun {
   Context& context_;
   ModelFolder main_, rival_;
   eval::PerplexityOptions protocol_;
-  std::string cache_dtype_;
+  std::string cache_dtype_, demoted_;
   int64_t units_ = 0;
   int policies_ = 0, done_ = 0;
   double budget_ = 0;

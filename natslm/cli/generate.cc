@@ -31,7 +31,7 @@ struct Options {
   std::string prompt, file, policy;
   bool raw = false;
   std::string cache_dtype;  // empty: what the device takes
-  double kv_budget = 0;
+  double kv_budget = 0, kv_mb = 0;
   engine::GenerationOptions generation;
   int32_t prefill_chunk = 64;
   std::string device = "cpu";
@@ -63,23 +63,24 @@ std::vector<int32_t> tokens_of(const std::string& text, const ModelFolder& folde
 }
 
 // The policy's spec with its budget set. A share means one of the keys of prompt and answer
-// together; the bias of learned roles is set by measuring on the prompt.
+// together. Learned roles never pass it; where nothing is known of what a bias keeps, theirs is set
+// by measuring on the prompt.
 std::string spec_of(const Options& o, const ModelFolder& folder, const std::vector<int32_t>& prompt,
-                    int32_t tokens) {
+                    const policies::PolicyContext& about) {
   std::string spec = o.policy.empty() ? folder.default_policy() : o.policy;
-  if (o.kv_budget == 0) return spec;
+  if (o.kv_budget == 0 && o.kv_mb == 0) return spec;
   const std::string name = policies::Spec(spec).name();
   NATSLM_CHECK(eval::has_budget(spec), "policy ", name,
-               " has no key budget: leave --kv-budget out or take another policy");
-  if (name != "learned") return policies::with_budget(spec, o.kv_budget, tokens);
-  const int64_t needed = 8 * int64_t{folder.model->config().roles.window + 1};
-  NATSLM_CHECK(static_cast<int64_t>(prompt.size()) >= needed, "a prompt of ", prompt.size(),
-               " tokens is too short to set the budget of learned roles on (", needed,
-               " are needed): give their bias instead, as in --policy learned:bias=0.5");
+               " has no key budget: leave --kv-budget and --kv-mb out or take another policy");
+  policies::KeyBudget budget{o.kv_budget, 0};
+  if (o.kv_mb > 0) budget.keys = policies::keys_in(o.kv_mb, about.shape);
+  const double share = eval::share_of(budget, *folder.model, about.context);
+  if (name != "learned") return policies::with_budget(spec, share, about.context);
   eval::PerplexityOptions measure;
   measure.context = std::min(static_cast<int32_t>(prompt.size()), folder.model->config().context);
-  return eval::spec_at_budget(*folder.model, spec, o.kv_budget, {prompt}, measure,
-                              o.generation.sampling.seed);
+  measure.cache_dtype = about.shape.dtype;
+  return eval::spec_under_budget(*folder.model, spec, budget, share, {prompt}, measure,
+                                 o.generation.sampling.seed, about.calibration);
 }
 
 // What the cache holds of a sequence, and its tokens' roles if they have any.
@@ -116,18 +117,19 @@ void generate(const Options& o, bool has_prompt, Context& context) {
   const int32_t tokens = static_cast<int32_t>(std::min<int64_t>(
       config.context, static_cast<int64_t>(prompt.size()) + o.generation.max_new_tokens));
 
+  const at::ScalarType cache_dtype = o.cache_dtype.empty()
+                                         ? (device.is_cpu() ? at::kFloat : at::kBFloat16)
+                                     : o.cache_dtype == "float32" ? at::kFloat
+                                                                  : at::kBFloat16;
   policies::PolicyContext about =
-      eval::policy_context(*folder.model, tokens, o.generation.sampling.seed);
+      eval::policy_context(*folder.model, tokens, o.generation.sampling.seed, cache_dtype);
   about.record_roles = o.show_lifetimes;
-  auto policy = policies::make_policy(spec_of(o, folder, prompt, tokens), about);
+  auto policy = policies::make_policy(spec_of(o, folder, prompt, about), about);
   const std::string spec = policy->spec();
   const auto* learned =
       o.show_lifetimes ? dynamic_cast<const policies::Learned*>(policy.get()) : nullptr;
   engine::Engine engine(*folder.model, std::move(policy), folder.tokenizer.get(),
-                        {.prefill_chunk = o.prefill_chunk,
-                         .cache_dtype = o.cache_dtype.empty()        ? at::ScalarType::Undefined
-                                        : o.cache_dtype == "float32" ? at::kFloat
-                                                                     : at::kBFloat16});
+                        {.prefill_chunk = o.prefill_chunk, .cache_dtype = cache_dtype});
 
   const Terminal terminal = terminal_of(1);
   LifetimesPicture picture;
@@ -181,6 +183,9 @@ void generate(const Options& o, bool has_prompt, Context& context) {
       static_cast<long long>(use.tokens), static_cast<long long>(use.live_keys),
       bytes(static_cast<int64_t>(use.kv_bytes_mean)).c_str(), bytes(use.kv_bytes_peak).c_str(),
       prefill, decode);
+  if (use.kv_peak_over_cap > 0) {
+    std::printf("%lld keys demoted to keep the budget\n", static_cast<long long>(use.demoted));
+  }
   context.write_json({{"policy", spec},
                       {"text", result.text},
                       {"finish", std::string(name(result.finish))},
@@ -192,6 +197,8 @@ void generate(const Options& o, bool has_prompt, Context& context) {
                       {"kv_end", use.kv_end},
                       {"kv_mean", use.kv_mean},
                       {"live_keys", use.live_keys},
+                      {"demoted", use.demoted},
+                      {"kv_peak_over_cap", use.kv_peak_over_cap},
                       {"kv_bytes_mean", use.kv_bytes_mean},
                       {"kv_bytes_peak", use.kv_bytes_peak}});
   throw_if_interrupted();
@@ -223,8 +230,14 @@ void add_generate(CLI::App& app, Context& context) {
   command
       .add_option(
           "--kv-budget", o->kv_budget,
-          "share of the keys of prompt and answer to keep at the end; 0: as the policy says")
+          "share of the keys of prompt and answer to keep at the end; learned roles never hold a "
+          "larger one. 0: as the policy says")
       ->check(CLI::Range(0.0, 1.0));
+  command
+      .add_option("--kv-mb", o->kv_mb,
+                  "the same in MiB of keys and values that are alive; 0: as the policy says")
+      ->check(CLI::Range(0.0, 1e9))
+      ->excludes(command.get_option("--kv-budget"));
   command
       .add_option("--max-new-tokens", o->generation.max_new_tokens,
                   "stop after this many new tokens")

@@ -14,6 +14,10 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->required()
       ->type_name("DIR|FILE");
   command
+      .add_option("--roles", options.side_car,
+                  "role side-car for the model (nats-lm finetune makes them)")
+      ->type_name("FILE");
+  command
       .add_option("--weights-dtype", options.dtype,
                   "of a pretrained model's matrices; default: float32, on a GPU bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
@@ -35,8 +39,14 @@ void open_model(ModelFolder& opened, const ModelOptions& options, const c10::Dev
   const std::string dtype = !options.dtype.empty() ? options.dtype
                             : device.is_cpu()      ? "float32"
                                                    : "bfloat16";
-  opened.model = models::load_model(
-      options.path, {.type = dtype == "bfloat16" ? at::kBFloat16 : at::kFloat, .context = context});
+  models::PretrainedOptions how{.type = dtype == "bfloat16" ? at::kBFloat16 : at::kFloat,
+                                .context = context};
+  if (!options.side_car.empty()) {
+    opened.side_car = models::read_side_car(options.side_car);
+    how.roles = opened.side_car->roles;
+  }
+  opened.model = models::load_model(options.path, how);
+  if (opened.side_car) models::attach(*opened.model, *opened.side_car, options.side_car);
   const int32_t known = opened.model->config().vocabulary;
   NATSLM_CHECK(opened.tokenizer->vocabulary() <= known, options.path, ": the tokenizer has ",
                opened.tokenizer->vocabulary(), " tokens, the model knows ", known,

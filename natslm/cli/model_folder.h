@@ -12,6 +12,7 @@
 #include "natslm/data/chat_template.h"
 #include "natslm/data/tokenizer.h"
 #include "natslm/models/models.h"
+#include "natslm/models/side_car.h"
 #include "natslm/roles/roles.h"
 
 namespace natslm::cli {
@@ -20,16 +21,18 @@ struct ModelFolder {
   std::unique_ptr<models::Model> model;
   std::unique_ptr<data::Tokenizer> tokenizer;
   std::optional<data::ChatTemplate> chat;  // of models that were taught to answer
+  std::optional<models::SideCar> side_car;  // that was attached
 
   bool has_roles() const { return model->config().roles.set != roles::RoleSet::kDense; }
   // What a command uses unless told otherwise.
   std::string default_policy() const { return has_roles() ? "learned" : "full"; }
 };
 
-// --model and --weights-dtype.
+// --model, --roles and --weights-dtype.
 struct ModelOptions {
   std::string path;
-  std::string dtype;  // empty: float32 on the CPU, bfloat16 on a GPU
+  std::string dtype;     // empty: float32 on the CPU, bfloat16 on a GPU
+  std::string side_car;  // empty: none
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
 

@@ -360,6 +360,8 @@ KeyUse Engine::use_of(const Sequence& sequence) const {
   use.live_keys = cache_.usage(sequence.slot).live_keys;
   use.kv_end = shares.at_end;
   use.kv_mean = shares.mean;
+  use.demoted = account_->demoted(sequence.slot);
+  use.kv_peak_over_cap = shares.peak_over_cap;
   use.kv_bytes_mean = sequence.bytes_sum / static_cast<double>(sequence.fed);
   use.kv_bytes_peak = sequence.bytes_peak;
   return use;

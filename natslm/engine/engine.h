@@ -52,8 +52,10 @@ struct KeyUse {
   int64_t live_keys = 0;  // after the last step, over all layers and KV heads
   double kv_end = 0;      // share of the keys that the last token's query can read, itself included
   double kv_mean = 0;     // mean over all queries of (keys it can read / keys so far)
-  double kv_bytes_mean = 0;   // mean over tokens of the bytes held after their step
-  int64_t kv_bytes_peak = 0;  // highest, inside steps too; see Engine on batches
+  int64_t demoted = 0;    // keys that were given up to keep a budget (Policy::demoted)
+  double kv_peak_over_cap = 0;  // KeyShares::peak_over_cap
+  double kv_bytes_mean = 0;     // mean over tokens of the bytes held after their step
+  int64_t kv_bytes_peak = 0;    // highest, inside steps too; see Engine on batches
 };
 
 // A new token, told at once.

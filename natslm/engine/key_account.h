@@ -42,6 +42,8 @@ class WatchedPolicy : public cache::Policy {
   bool edits_stored() const override { return inner_->edits_stored(); }
   int32_t query_window() const override { return inner_->query_window(); }
   int32_t chunk_limit() const override { return inner_->chunk_limit(); }
+  int64_t key_cap(int32_t query) const override { return inner_->key_cap(query); }
+  int64_t demoted(int32_t slot) const override { return inner_->demoted(slot); }
   void reset(int32_t slot) override { inner_->reset(slot); }
 
  private:
@@ -52,6 +54,9 @@ class WatchedPolicy : public cache::Policy {
 struct KeyShares {
   double at_end = 0;  // keys that the newest query can read, itself included / tokens so far
   double mean = 0;    // the same share, averaged over all queries so far
+  // Highest over all queries so far of: keys it can read / its Policy::key_cap. Never above 1 if
+  // the policy keeps its word; 0 for policies that give none.
+  double peak_over_cap = 0;
 };
 
 class KeyAccount final : public WatchedPolicy {
@@ -73,7 +78,14 @@ class KeyAccount final : public WatchedPolicy {
     int32_t tokens = 0;
     std::vector<int64_t> readable;  // by the newest query, summed over heads; per layer
     double share_sum = 0;           // of readable / keys so far, over queries, layers and heads
+    // Only with a policy that has a cap: keys that each query of the step can read, over the layers
+    // so far.
+    std::vector<int64_t> of_query;
+    double peak_over_cap = 0;
   };
+  void compare_with_cap(const cache::NewKeys& fresh, std::span<const cache::StoredKeys> stored,
+                        Slot& slot);
+  int32_t end_of(int32_t layer, int32_t position, int32_t last) const;
   const std::vector<double>& harmonic(int32_t tokens);
 
   int32_t layers_, heads_;

@@ -130,6 +130,7 @@ policies::PolicyContext policy_context(const models::Model& model, int32_t conte
   result.shape = model.cache_shape(cache_dtype);
   result.roles = model.config().roles;
   result.context = context > 0 ? context : model.config().context;
+  result.calibration = model.calibration();
   result.seed = seed;
   return result;
 }
@@ -156,16 +157,46 @@ std::string spec_at_budget(models::Model& model, std::string_view spec, double b
   return search.best();
 }
 
+double share_of(const policies::KeyBudget& budget, const models::Model& model, int32_t tokens) {
+  const models::Config& config = model.config();
+  const double all = double(tokens) * config.layers * config.kv_heads;
+  return budget.keys > 0 ? std::min(1.0, static_cast<double>(budget.keys) / all) : budget.share;
+}
+
+std::string spec_under_budget(models::Model& model, std::string_view spec,
+                              const policies::KeyBudget& budget, double kv_end,
+                              const Streams& streams, const PerplexityOptions& options,
+                              uint64_t seed, const roles::Calibration* calibration) {
+  policies::Spec learned(spec);
+  if (!learned.has("bias") && calibration == nullptr) {
+    Search search(model, kv_end, streams, options, seed);
+    // Window and token are there whatever the bias; a few times as many tokens say something of it.
+    if (search.length() >= 8 * (int64_t{model.config().roles.window} + 1)) {
+      search_bias(kv_end, search);
+      learned.set("bias",
+                  policies::shortest(policies::Spec(search.best()).number("bias", 0, -1e6, 1e6)));
+    }
+  }
+  if (budget.share > 0) learned.set("budget", policies::shortest(budget.share));
+  if (budget.keys > 0) learned.set("keys", std::to_string(budget.keys));
+  return learned.text();
+}
+
 void evaluate_each(const std::vector<Contender>& contenders, const Streams& streams,
                    const PerplexityOptions& options, uint64_t seed, const Evaluate& evaluate) {
   for (const Contender& contender : contenders) {
     models::Model& model = *contender.model;
-    const std::string spec =
-        contender.budget > 0 && has_budget(contender.spec)
-            ? spec_at_budget(model, contender.spec, contender.budget, streams, options, seed)
-            : contender.spec;
-    evaluate(model, policies::make_policy(
-                        spec, policy_context(model, options.context, seed, options.cache_dtype)));
+    const policies::PolicyContext about =
+        policy_context(model, options.context, seed, options.cache_dtype);
+    const double budget = share_of(contender.budget, model, about.context);
+    std::string spec = contender.spec;
+    if (budget > 0 && policies::Spec(spec).name() == "learned") {
+      spec = spec_under_budget(model, spec, contender.budget, budget, streams, options, seed,
+                               about.calibration);
+    } else if (budget > 0 && has_budget(spec)) {
+      spec = spec_at_budget(model, spec, budget, streams, options, seed);
+    }
+    evaluate(model, policies::make_policy(spec, about));
   }
 }
 
@@ -179,7 +210,7 @@ double evaluate_at_equal_budget(models::Model& model, const std::string& learned
                   return budget = evaluate(which, std::move(policy));
                 });
   std::vector<Contender> contenders;
-  for (const std::string& rival : rivals) contenders.push_back({rival, &rival_model, budget});
+  for (const std::string& rival : rivals) contenders.push_back({rival, &rival_model, {budget, 0}});
   evaluate_each(contenders, streams, options, seed, evaluate);
   return budget;
 }

@@ -11,6 +11,7 @@
 
 #include "natslm/eval/perplexity.h"
 #include "natslm/models/model.h"
+#include "natslm/policies/key_cap.h"
 #include "natslm/policies/policies.h"
 
 namespace natslm::eval {
@@ -19,7 +20,9 @@ namespace natslm::eval {
 struct Contender {
   std::string spec;
   models::Model* model = nullptr;
-  double budget = 0;  // KV at end to set the policy to; 0: as the spec says. `full` has none
+  // KV at end to set the policy to (learned roles: spec_under_budget), as a share or as a number of
+  // keys at the end of a full window. Neither: as the spec says. `full` has none.
+  policies::KeyBudget budget;
 };
 
 // What policies are told of a model. `context` 0: the model's.
@@ -35,6 +38,18 @@ bool has_budget(std::string_view spec);
 std::string spec_at_budget(models::Model& model, std::string_view spec, double budget,
                            const Streams& streams, const PerplexityOptions& options,
                            uint64_t seed = 0);
+
+// Learned roles that never pass `budget` (policies/demotion.h), with a bias that by itself keeps
+// about the share `kv_end` at the end: the spec's own, the calibration's, or one measured on these
+// streams; 0 if they are too short to measure on. `calibration` may be null. Throws Error as
+// spec_at_budget does, but not for a share that no bias reaches.
+std::string spec_under_budget(models::Model& model, std::string_view spec,
+                              const policies::KeyBudget& budget, double kv_end,
+                              const Streams& streams, const PerplexityOptions& options,
+                              uint64_t seed = 0, const roles::Calibration* calibration = nullptr);
+
+// A budget as a share of the keys of so many tokens, at most 1; 0: none.
+double share_of(const policies::KeyBudget& budget, const models::Model& model, int32_t tokens);
 
 // What a comparison does with a contender: runs the policy on the model and says which share of
 // the keys it kept at the end of texts of the full length, as measured.

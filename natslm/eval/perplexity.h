@@ -55,6 +55,9 @@ struct PerplexityResult {
   double kv_end = 0;
   double kv_end_full = 0;  // the same over windows of the full length only (all windows if none is)
   double kv_mean = 0;      // readable keys / keys so far, mean over all tokens
+  // Of policies that guarantee a budget (engine::KeyUse):
+  int64_t demoted = 0;           // keys given up for it, over all windows
+  double kv_peak_over_cap = 0;   // readable keys / those allowed, highest over all tokens
   double kv_bytes_mean = 0;      // held by one window's sequence, mean over all tokens
   int64_t kv_bytes_peak = 0;     // highest of any window's sequence
   int64_t batch_bytes_peak = 0;  // highest of all the windows that were at work at the same time

@@ -139,8 +139,14 @@ void RoleTally::write(TrainingOutput& output) const {
   if (prices_.empty()) return;
   output.price = at::stack(prices_).mean();
   // One read for all numbers: on a GPU it is the only wait.
-  const Tensor means = at::stack(shares_).mean({0, 1, 2}, false, at::kDouble).cpu();
-  const double* share = means.const_data_ptr<double>();
+  const Tensor of_layers = at::stack(shares_).mean({1, 2}, false, at::kDouble).cpu().contiguous();
+  double share[roles::kShares] = {};
+  for (int64_t layer = 0; layer < of_layers.size(0); ++layer) {
+    const double* of = of_layers.const_data_ptr<double>() + layer * roles::kShares;
+    for (int i = 0; i < roles::kShares; ++i)
+      share[i] += of[i] / static_cast<double>(of_layers.size(0));
+    output.layer_kv_end.push_back(of[roles::kKvEnd]);
+  }
   output.sampled = {share[roles::kPairs], share[roles::kKvEnd], share[roles::kKvMean]};
   output.argmax_kv_end = share[roles::kArgmaxKvEnd];
 }
@@ -148,7 +154,7 @@ void RoleTally::write(TrainingOutput& output) const {
 Tensor attention_block(const Tensor& normed, const AttentionWeights& weights, const Config& config,
                        const Rotary& rotary, int32_t layer, const TrainingInput& input,
                        RoleTally& tally) {
-  const bool dense = config.roles.set == roles::RoleSet::kDense;
+  const bool dense = config.roles.set == roles::RoleSet::kDense || input.dense;
   // The scores ride along in the projection's matrix product, unless their input is cut off or the
   // product is of less than float32.
   const bool ride = !dense && !input.detach_scores && normed.scalar_type() == at::kFloat &&
@@ -174,8 +180,12 @@ Tensor attention_block(const Tensor& normed, const AttentionWeights& weights, co
     out = attention.out;
   }
   const int64_t b = normed.size(0), t = normed.size(1);
-  return ops::linear(out.transpose(1, 2).reshape({b, t, int64_t{config.q_heads} * config.head_dim}),
-                     weights.out, weights.out_bias);
+  const Tensor rows =
+      out.transpose(1, 2).reshape({b, t, int64_t{config.q_heads} * config.head_dim});
+  const Tensor result = ops::linear(rows, weights.out, weights.out_bias);
+  if (!weights.adapter_down.defined()) return result;
+  return result +
+         at::linear(at::linear(rows.to(at::kFloat), weights.adapter_down), weights.adapter_up);
 }
 
 Tensor attention_step(const Tensor& normed, const AttentionWeights& weights, const Config& config,

@@ -20,6 +20,8 @@ struct AttentionWeights {
   at::Tensor qkv;    // [(Hq + 2 Hkv) * D, width]: query heads, key heads, value heads
   at::Tensor out;    // [width, Hq * D]
   at::Tensor roles;  // [3 * Hkv, width], row 3 * head + role; undefined if dense
+  // A low-rank addition to `out`, the product up x down, while it is trained; undefined else.
+  at::Tensor adapter_down, adapter_up;  // [rank, Hq * D], [width, rank]
   // Of pretrained models; undefined where there is none. float32.
   at::Tensor qkv_bias, out_bias;  // as long as the matrices have rows
   at::Tensor q_norm, k_norm;      // [D]: RMS norm of each head before it is turned
@@ -46,6 +48,9 @@ class RoleTally {
   void add(const at::Tensor& price, const at::Tensor& shares);
   // Means over the layers; leaves a dense model's output as it is.
   void write(TrainingOutput& output) const;
+  // One for each layer that was added.
+  const std::vector<at::Tensor>& prices() const { return prices_; }
+  const std::vector<at::Tensor>& shares() const { return shares_; }
 
  private:
   std::vector<at::Tensor> prices_, shares_;

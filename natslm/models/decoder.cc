@@ -23,6 +23,7 @@
 #include "natslm/base/error.h"
 #include "natslm/models/init.h"
 #include "natslm/models/models.h"
+#include "natslm/models/recompute.h"
 #include "natslm/ops/linear.h"
 
 namespace natslm::models {
@@ -208,10 +209,19 @@ Tensor Decoder::embed(const Tensor& tokens, const Tensor& positions) const {
   return x;
 }
 
-Tensor Decoder::logits(const Tensor& x) const {
-  const Tensor raw = ops::linear(norm(x, final_norm_), output_).to(at::kFloat);
+Tensor Decoder::output(const Tensor& hidden) const {
+  const Tensor raw = ops::linear(hidden, output_).to(at::kFloat);
   const double cap = config_.blocks.logit_soft_cap;
   return cap == 0 ? raw : at::tanh(raw / cap) * cap;
+}
+
+Tensor Decoder::layer_forward(int32_t index, const Tensor& in, const TrainingInput& input,
+                              RoleTally& tally) const {
+  const Layer& layer = layers_[index];
+  const Tensor attended = attention_block(norm(in, layer.attention_norm), layer.attention, config_,
+                                          rotary(index), index, input, tally);
+  const Tensor x = in + post_norm(attended, layer.attention_post_norm);
+  return x + post_norm(feed_forward(norm(x, layer.mlp_norm), layer), layer.mlp_post_norm);
 }
 
 TrainingOutput Decoder::forward(const TrainingInput& input) {
@@ -221,16 +231,36 @@ TrainingOutput Decoder::forward(const TrainingInput& input) {
                                      ? at::arange(input.tokens.size(1), input.tokens.options())
                                      : Tensor());
   for (int32_t i = 0; i < config_.layers; ++i) {
-    const Layer& layer = layers_[i];
-    const Tensor attended = attention_block(norm(x, layer.attention_norm), layer.attention, config_,
-                                            rotary(i), i, input, tally);
-    x = x + post_norm(attended, layer.attention_post_norm);
-    x = x + post_norm(feed_forward(norm(x, layer.mlp_norm), layer), layer.mlp_post_norm);
+    x = input.recompute && c10::GradMode::is_enabled()
+            ? recomputed(x, tally,
+                         [this, i, input](const Tensor& in, RoleTally& of_layer) {
+                           return layer_forward(i, in, input, of_layer);
+                         })
+            : layer_forward(i, x, input, tally);
   }
-  TrainingOutput output;
-  output.logits = logits(x);
-  tally.write(output);
-  return output;
+  TrainingOutput result;
+  result.hidden = norm(x, final_norm_);
+  if (input.want_logits) result.logits = output(result.hidden);
+  tally.write(result);
+  return result;
+}
+
+void Decoder::add_adapters(int64_t rank, uint64_t seed) {
+  const int64_t in = int64_t{config_.q_heads} * config_.head_dim;
+  NATSLM_CHECK(rank >= 1, "adapters of rank ", rank, "; it must be at least 1");
+  for (int32_t i = 0; i < config_.layers; ++i) {
+    const std::string prefix = "layers." + std::to_string(i) + ".attention.adapter_";
+    const auto add = [&](const std::string& name, Tensor values) {
+      values = values.to(device()).requires_grad_(true);
+      parameters_.emplace_back(name, values);
+      return values;
+    };
+    AttentionWeights& weights = layers_[i].attention;
+    weights.adapter_down =
+        add(prefix + "down.weight",
+            normal({rank, in}, 1 / std::sqrt(static_cast<double>(in)), seed, prefix + "down"));
+    weights.adapter_up = add(prefix + "up.weight", at::zeros({config_.width, rank}, at::kFloat));
+  }
 }
 
 Tensor Decoder::step(const StepInput& input, cache::KvCache& cache) {
@@ -248,7 +278,7 @@ Tensor Decoder::step(const StepInput& input, cache::KvCache& cache) {
   }
   cache.finish_step(input.step);
   if (input.last_row_only) x = x.index_select(0, last_rows(input.step).to(x.device()));
-  return logits(x);
+  return output(norm(x, final_norm_));
 }
 
 }  // namespace natslm::models

@@ -45,6 +45,8 @@ class Decoder : public Model {
 
   void to(c10::Device device) override;
   TrainingOutput forward(const TrainingInput& input) override;
+  at::Tensor output(const at::Tensor& hidden) const override;
+  void add_adapters(int64_t rank, uint64_t seed) override;
   at::Tensor step(const StepInput& input, cache::KvCache& cache) override;
 
  private:
@@ -68,7 +70,9 @@ class Decoder : public Model {
   // tokens of any shape, positions likewise (undefined where no position is embedded) -> [..,
   // width]
   at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions) const;
-  at::Tensor logits(const at::Tensor& x) const;
+  // One layer of a training pass: x [B, T, width] -> the same; its roles go to the tally.
+  at::Tensor layer_forward(int32_t index, const at::Tensor& x, const TrainingInput& input,
+                           RoleTally& tally) const;
   const Rotary& rotary(int32_t layer) const;
 
   std::vector<Rotary> rotary_;

@@ -87,10 +87,15 @@ TrainingOutput Gpt::forward(const TrainingInput& input) {
                             input, tally);
     x = x + feed_forward(x, layer);
   }
-  TrainingOutput output;
-  output.logits = at::linear(norm(x, weights_.final_norm), weights_.embedding);
-  tally.write(output);
-  return output;
+  TrainingOutput result;
+  result.hidden = norm(x, weights_.final_norm);
+  if (input.want_logits) result.logits = output(result.hidden);
+  tally.write(result);
+  return result;
+}
+
+Tensor Gpt::output(const Tensor& hidden) const {
+  return at::linear(hidden, weights_.embedding);
 }
 
 Tensor Gpt::step(const StepInput& input, cache::KvCache& cache) {
@@ -105,7 +110,7 @@ Tensor Gpt::step(const StepInput& input, cache::KvCache& cache) {
   }
   cache.finish_step(input.step);
   if (input.last_row_only) x = x.index_select(0, last_rows(input.step).to(x.device()));
-  return at::linear(norm(x, weights_.final_norm), weights_.embedding);
+  return output(norm(x, weights_.final_norm));
 }
 
 }  // namespace natslm::models

@@ -39,6 +39,7 @@ class Gpt : public Model {
   void to(c10::Device device) override;
   std::unique_ptr<TrainingPass> training_pass(at::ScalarType type) override;
   TrainingOutput forward(const TrainingInput& input) override;
+  at::Tensor output(const at::Tensor& hidden) const override;
   at::Tensor step(const StepInput& input, cache::KvCache& cache) override;
 
  private:

@@ -27,4 +27,12 @@ std::unique_ptr<TrainingPass> Model::training_pass(at::ScalarType) {
   fail("the architecture '", config_.architecture, "' cannot be trained on a GPU yet");
 }
 
+at::Tensor Model::output(const at::Tensor&) const {
+  fail("the architecture '", config_.architecture, "' cannot be fine-tuned");
+}
+
+void Model::add_adapters(int64_t, uint64_t) {
+  fail("the architecture '", config_.architecture, "' has no place for adapters");
+}
+
 }  // namespace natslm::models

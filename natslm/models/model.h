@@ -15,6 +15,7 @@
 
 #include "natslm/cache/kv_cache.h"
 #include "natslm/models/block_options.h"
+#include "natslm/roles/calibration.h"
 #include "natslm/roles/roles.h"
 
 namespace natslm::models {
@@ -61,7 +62,13 @@ struct TrainingInput {
   at::Tensor biases;       // [B] float, one for each sequence, instead; undefined: `bias`
   double expected_pairs = 0.2;  // share of causal pairs alive: for the choice of kernels alone
   bool detach_scores = false;   // true: no gradient from the score layers into their input
-  bool learn_roles = true;      // false: roles are drawn, but nothing is learned of them
+  bool dense = false;       // true: every key lives and no role is given, as without score layers
+  bool want_logits = true;  // false: TrainingOutput::hidden alone
+  // Activations of a layer are made a second time in the backward pass instead of being kept: one
+  // forward pass more, and the memory of one layer plus [B, T, width] for each. (Architectures of
+  // decoder.h; the others keep them.)
+  bool recompute = false;
+  bool learn_roles = true;  // false: roles are drawn, but nothing is learned of them
   roles::GradientOptions role_gradient;
 };
 
@@ -71,11 +78,13 @@ struct Shares {
 };
 
 struct TrainingOutput {
-  at::Tensor logits;  // [B, T, V]
+  at::Tensor hidden;  // [B, T, width]: what the output matrix reads (Model::output)
+  at::Tensor logits;  // [B, T, V]; undefined if not wanted
   at::Tensor price;   // scalar C of the sampled roles, differentiable; undefined if dense
   Shares sampled;     // of the roles used in this pass
   double argmax_kv_end =
       1;  // KV at end that argmax roles with bias 0 would give: what budget control steers
+  std::vector<double> layer_kv_end;  // of the roles used, by layer; empty if dense
 };
 
 // Rows of one inference step, see cache::Step.
@@ -98,7 +107,18 @@ class Model {
   // Moves weights and tables; the tensors of parameters() stay the same objects.
   virtual void to(c10::Device device);
   c10::Device device() const;
+  // What budget biases were measured to keep, if a side-car says so; else null.
+  const roles::Calibration* calibration() const { return calibration_ ? &*calibration_ : nullptr; }
+  void set_calibration(roles::Calibration calibration) { calibration_ = std::move(calibration); }
   virtual TrainingOutput forward(const TrainingInput& input) = 0;
+  // Logits [.., V] of TrainingOutput::hidden [.., width] or some of its rows. Differentiable.
+  // Throws Error if the architecture does not tell the two apart.
+  virtual at::Tensor output(const at::Tensor& hidden) const;
+  // Adds to the attention output of each layer the product of two trainable matrices of this rank
+  // (Hu et al. 2021, "LoRA"), at first 0: parameters layers.N.attention.adapter_{down,up}.weight,
+  // [rank, Hq * D] and [width, rank]. For training alone: step() does not read them. Throws Error
+  // if the architecture has no place for them.
+  virtual void add_adapters(int64_t rank, uint64_t seed);
   // A pass with gradients for a GPU, see training_pass.h; the model must outlive it and stay on its
   // device. `type` is that of the matrix products: bfloat16, on the CPU also float32. Throws Error
   // if the architecture has none.
@@ -114,6 +134,9 @@ class Model {
  protected:
   Config config_;
   NamedTensors parameters_;
+
+ private:
+  std::optional<roles::Calibration> calibration_;
 };
 
 }  // namespace natslm::models

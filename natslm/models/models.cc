@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/models.h"
 
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -246,8 +249,34 @@ void load_weights(Model& model, const fs::path& file) {
   read_weights(weights, targets);
 }
 
+namespace {
+
+// A dense model of ours with score layers added, frozen but for those.
+std::unique_ptr<Model> load_with_roles(const fs::path& folder, const PretrainedOptions& options) {
+  Config config = load_config(folder);
+  NATSLM_CHECK(config.roles.set == roles::RoleSet::kDense, folder.string(),
+               ": this model was trained with roles of its own; a side-car is for a dense one");
+  const auto dense = make_model(config, 0);
+  load_weights(*dense, folder / kWeightFile);
+  config.roles = options.roles;
+  auto model = make_model(config, options.seed);
+  const c10::NoGradGuard no_grad;
+  for (const auto& [name, parameter] : model->parameters()) {
+    if (is_score_layer(name)) continue;
+    const auto from =
+        std::ranges::find(dense->parameters(), name, &NamedTensors::value_type::first);
+    NATSLM_ASSERT(from != dense->parameters().end());
+    at::Tensor(parameter).copy_(from->second);
+    at::Tensor(parameter).requires_grad_(false);
+  }
+  return model;
+}
+
+}  // namespace
+
 std::unique_ptr<Model> load_model(const fs::path& folder, const PretrainedOptions& options) {
   if (is_pretrained(folder)) return open_pretrained(folder, options);
+  if (options.roles.set != roles::RoleSet::kDense) return load_with_roles(folder, options);
   auto model = make_model(load_config(folder), 0);
   load_weights(*model, folder / kWeightFile);
   return model;

@@ -60,8 +60,9 @@ void save_model(const Model& model, const std::filesystem::path& folder);
 void save_config(const Config& config, const std::filesystem::path& folder);
 
 Config load_config(const std::filesystem::path& path);
-// Our own folder, or a pretrained model (pretrained.h), which alone the options are for. Throws
-// Error naming file, tensor, what was found and what was expected.
+// Our own folder, or a pretrained model (pretrained.h), which alone the options are for, but for
+// `roles` and `seed`: a dense model of ours gets score layers, too, and is frozen but for them.
+// Throws Error naming file, tensor, what was found and what was expected.
 std::unique_ptr<Model> load_model(const std::filesystem::path& path,
                                   const PretrainedOptions& options = {});
 // Fills all parameters from a weight file; tensors of other names in it are an error.

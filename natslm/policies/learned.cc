@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "natslm/base/error.h"
+#include "natslm/policies/demotion.h"
 #include "natslm/roles/streaming_lifetimes.h"
 
 namespace natslm::policies {
@@ -15,8 +16,21 @@ Learned::Learned(const roles::Options& options, double bias, bool record)
   roles::check(options);
 }
 
+Learned::Learned(const roles::Options& options, double bias, bool record, const KeyBudget& budget,
+                 const cache::Shape& shape, std::span<const float> layer_shares)
+    : Learned(options, bias, record) {
+  if (budget.share == 0 && budget.keys == 0) return;
+  budget_ = budget;
+  demotion_ =
+      std::make_unique<Demotion>(KeyCap(budget, shape, options, layer_shares), shape, options);
+}
+
+Learned::~Learned() = default;
+
 std::string Learned::spec() const {
-  return "learned:bias=" + shortest(bias_);
+  return "learned:bias=" + shortest(bias_) +
+         (budget_.share > 0 ? ",budget=" + shortest(budget_.share) : "") +
+         (budget_.keys > 0 ? ",keys=" + std::to_string(budget_.keys) : "");
 }
 
 Learned::State& Learned::state(int32_t slot, int32_t layer, int64_t heads) {
@@ -62,12 +76,14 @@ void Learned::on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> stor
   const float* row = logits.const_data_ptr<float>();
   int32_t* last = fresh.last.mutable_data_ptr<int32_t>();
   State& state = this->state(fresh.slot, fresh.layer, heads);
+  if (demotion_) demotion_->begin(fresh, stored);
 
   for (int64_t t = 0; t < n; ++t, row += heads * roles::kRoles) {
     const int32_t position = fresh.first_position + static_cast<int32_t>(t);
     for (int64_t i = 0; i < heads * roles::kRoles; ++i) state.pending[i] += row[i];
     const bool complete = (position + 1) % options_.chunk == 0;
     const int32_t first = position - position % options_.chunk;
+    if (demotion_) demotion_->arrive(position);
     for (int32_t h = 0; h < heads; ++h) {
       if (record_) state.roles[h].push_back(kUndecided);
       if (!complete) continue;
@@ -75,17 +91,30 @@ void Learned::on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys> stor
       for (int r = 0; r < roles::kRoles; ++r) {
         mean[r] = state.pending[h * roles::kRoles + r] / static_cast<float>(options_.chunk);
       }
+      const auto bias = static_cast<float>(bias_);
       const roles::Role role =
-          first == 0 ? roles::kGlobal
-                     : roles::best_role(mean, options_.set, static_cast<float>(bias_));
+          first == 0 ? roles::kGlobal : roles::best_role(mean, options_.set, bias);
+      if (demotion_) {
+        demotion_->decided(h, role, certainty(mean, role, options_.set, bias), first);
+      }
       decide(fresh, role, first, position, last + h * n, stored[h]);
       if (record_) std::fill(state.roles[h].end() - options_.chunk, state.roles[h].end(), role);
     }
     if (complete) std::ranges::fill(state.pending, 0.0f);
+    if (demotion_) demotion_->settle();
   }
 }
 
+int64_t Learned::key_cap(int32_t query) const {
+  return demotion_ ? demotion_->cap().total(query) : 0;
+}
+
+int64_t Learned::demoted(int32_t slot) const {
+  return demotion_ ? demotion_->demoted(slot) : 0;
+}
+
 void Learned::reset(int32_t slot) {
+  if (demotion_) demotion_->reset(slot);
   if (slot < std::ssize(states_)) states_[slot].clear();
 }
 
@@ -100,8 +129,19 @@ std::unique_ptr<cache::Policy> make_learned(const Spec& spec, const PolicyContex
   NATSLM_CHECK(context.roles.set != roles::RoleSet::kDense,
                "policy learned: this model was trained without roles; use another policy, such as "
                "full, or give it a role side-car");
-  const double bias = spec.number("bias", context.bias, -1e6, 1e6);
-  return std::make_unique<Learned>(context.roles, bias, context.record_roles);
+  const KeyBudget budget{spec.number("budget", 0, 0, 1), spec.integer("keys", 0, 0, kMaxPosition)};
+  double bias = context.bias;
+  std::span<const float> layer_shares;
+  if (context.calibration != nullptr) {
+    roles::check(*context.calibration, context.shape.layers);
+    layer_shares = context.calibration->layer_shares;
+    const double all = double(context.context) * context.shape.layers * context.shape.kv_heads;
+    const double share = budget.share > 0 ? budget.share : all > 0 ? budget.keys / all : 0;
+    if (share > 0) bias = context.calibration->bias_for(share);
+  }
+  bias = spec.number("bias", bias, -1e6, 1e6);
+  return std::make_unique<Learned>(context.roles, bias, context.record_roles, budget, context.shape,
+                                   layer_shares);
 }
 
 }  // namespace natslm::policies

@@ -12,6 +12,7 @@
 #include "natslm/cache/kv_cache.h"
 #include "natslm/cache/policy.h"
 #include "natslm/policies/spec.h"
+#include "natslm/roles/calibration.h"
 #include "natslm/roles/roles.h"
 
 namespace natslm::policies {
@@ -24,6 +25,9 @@ struct PolicyContext {
   int32_t context = 0;        // tokens a sequence may have; what ratios refer to. 0: unknown
   uint64_t seed = 0;          // of policies that draw
   bool record_roles = false;  // keep every token's role for Learned::role_of()
+  // What the biases of the model's roles keep; null: not measured. Learned roles with a budget and
+  // no bias in the spec take theirs from it, and it says what each layer needs.
+  const roles::Calibration* calibration = nullptr;
 };
 
 struct Entry {

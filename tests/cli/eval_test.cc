@@ -103,9 +103,23 @@ TEST_F(EvalPpl, AtEqualBudgetRivalsRunOnTheRivalModelWithTheLearnedShareOfKeys) 
 TEST_F(EvalPpl, ABudgetIsMetByEveryPolicy) {
   const auto lines = results({"--kv-budget", "0.3", "--policy", "learned", "--policy", "streaming",
                               "--policy", "full", "--max-tokens", "1024"});
-  EXPECT_NEAR(lines[0]["results"]["kv_end_full_windows"].get<double>(), 0.3, 0.02);
+  // Learned roles never pass it, so that they may stay below it.
+  EXPECT_LE(lines[0]["results"]["kv_end_full_windows"].get<double>(), 0.3);
+  EXPECT_GT(lines[0]["results"]["kv_end_full_windows"].get<double>(), 0.2);
+  EXPECT_LE(lines[0]["results"]["kv_peak_over_cap"].get<double>(), 1);
+  EXPECT_GT(lines[0]["results"]["demoted"].get<int64_t>(), 0);
+  EXPECT_EQ(lines[1]["results"]["demoted"], 0);
   EXPECT_NEAR(lines[1]["results"]["kv_end_full_windows"].get<double>(), 0.3, 0.02);
   EXPECT_EQ(lines[2]["results"]["kv_end"], 1);
+}
+
+TEST_F(EvalPpl, ABudgetInMebibytesIsOneOfAWindow) {
+  // 2 layers of 2 heads and windows of 128 tokens: 512 keys of 64 bytes in float32.
+  const auto lines = results({"--kv-mb", "0.009375", "--policy", "learned", "--policy", "streaming",
+                              "--max-tokens", "1024"});
+  EXPECT_LE(lines[0]["results"]["kv_end_full_windows"].get<double>(), 0.3);
+  EXPECT_LE(lines[0]["results"]["kv_peak_over_cap"].get<double>(), 1);
+  EXPECT_NEAR(lines[1]["results"]["kv_end_full_windows"].get<double>(), 0.3, 0.02);
 }
 
 TEST_F(EvalPpl, ContinuousGoesBeyondTheContextForPoliciesThatRenumber) {

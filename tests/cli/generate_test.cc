@@ -110,9 +110,37 @@ TEST_F(Generate, ABudgetIsAShareOfPromptAndAnswer) {
   const auto r = result({"--file", path("prompt.txt"), "--max-new-tokens", "40", "--policy",
                          "streaming", "--kv-budget", "0.25"});
   EXPECT_NEAR(r["kv_end"].get<double>(), 0.25, 0.02);
-  const auto learned =
-      result({"--file", path("prompt.txt"), "--max-new-tokens", "4", "--kv-budget", "0.4"});
-  EXPECT_NEAR(learned["kv_end"].get<double>(), 0.4, 0.1);
+}
+
+TEST_F(Generate, LearnedRolesNeverPassTheirBudget) {
+  const Outcome outcome = run({"--file", path("prompt.txt"), "--max-new-tokens", "40",
+                               "--kv-budget", "0.4", "--json", path("out.json")});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto r = nlohmann::json::parse(read_file(path("out.json")))["results"];
+  EXPECT_LE(r["kv_end"].get<double>(), 0.4);
+  EXPECT_GT(r["kv_end"].get<double>(), 0.25);  // and make use of it
+  EXPECT_LE(r["kv_peak_over_cap"].get<double>(), 1);
+  EXPECT_GT(r["demoted"].get<int64_t>(), 0);
+  EXPECT_EQ(lines_of(outcome.out).back(), r["demoted"].dump() + " keys demoted to keep the budget");
+  const auto free = result({"--file", path("prompt.txt"), "--max-new-tokens", "40"});
+  EXPECT_EQ(free["demoted"], 0);
+  EXPECT_EQ(free["kv_peak_over_cap"], 0);
+}
+
+TEST_F(Generate, ABudgetInMebibytesBoundsTheKeys) {
+  // A key of 8 channels and its value: 64 bytes in float32, 32 in bfloat16. 128 of them.
+  for (const auto& [dtype, mebibytes] :
+       {std::pair("float32", "0.0078125"), {"bfloat16", "0.00390625"}}) {
+    const auto r = result({"--file", path("prompt.txt"), "--max-new-tokens", "40", "--policy",
+                           "learned:bias=-9", "--cache-dtype", dtype, "--kv-mb", mebibytes});
+    EXPECT_EQ(r["policy"], "learned:bias=-9,keys=128");
+    EXPECT_LE(r["live_keys"].get<int64_t>(), 128);
+    EXPECT_GT(r["live_keys"].get<int64_t>(), 64);
+    EXPECT_LE(r["kv_peak_over_cap"].get<double>(), 1);
+  }
+  const auto streaming = result({"--file", path("prompt.txt"), "--max-new-tokens", "40", "--policy",
+                                 "streaming", "--kv-mb", "0.0078125"});
+  EXPECT_EQ(streaming["policy"], "streaming:sinks=4,window=28");  // in each of four heads
 }
 
 TEST_F(Generate, LifetimesAreDrawnWithPlainMarksWhereThereIsNoTerminal) {
@@ -148,7 +176,10 @@ TEST_F(Generate, InputThatCannotWorkGetsOneClearLine) {
   expect_error(run({"--file", path("long.txt")}), 1,
                "longer than the context this model was built for (128)");
   expect_error(run({"--prompt", "x", "--policy", "strict"}), 1, "unknown policy \"strict\"");
-  expect_error(run({"--prompt", "x", "--kv-budget", "0.1"}), 1, "too short to set the budget");
+  expect_error(run({"--prompt", "x", "--kv-mb", "0.00001"}), 1, "holds 0 keys");
+  expect_error(run({"--prompt", "x", "--kv-mb", "1", "--policy", "full"}), 1,
+               "policy full has no key budget");
+  expect_error(run({"--prompt", "x", "--kv-mb", "1", "--kv-budget", "0.1"}), 2, "excludes");
   expect_error(run({"--prompt", "x", "--kv-budget", "0.1", "--policy", "full"}), 1,
                "no key budget");
   expect_error(run({"--prompt", "x"}, "no such model"), 1, "is no model");

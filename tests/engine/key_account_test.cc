@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "natslm/engine/engine.h"
 #include "tests/support/small_model.h"
 
@@ -53,6 +55,34 @@ TEST(KeyAccount, IsOneWhereNothingIsEvicted) {
   EXPECT_DOUBLE_EQ(use.kv_end, 1);
   EXPECT_NEAR(use.kv_mean, 1, 1e-12);
   EXPECT_EQ(use.live_keys, 60 * 2 * 2);
+}
+
+// Promises a number of keys that some queries do not keep to.
+class Promising final : public Patchwork {
+ public:
+  int64_t key_cap(int32_t query) const override { return 6 + query / 3; }
+  int64_t demoted(int32_t slot) const override { return 40 + slot; }
+};
+
+TEST(KeyAccount, TellsByHowMuchAPromisedNumberOfKeysWasPassed) {
+  for (const int32_t tokens : {2, 17, 101}) {
+    double want = 0;
+    for (int32_t i = 0; i < tokens; ++i) {
+      int64_t readable = 0;
+      for (int32_t list = 0; list < 4; ++list) {
+        for (int32_t j = 0; j <= i; ++j) readable += Patchwork::readable(list / 2, list % 2, i, j);
+      }
+      want = std::max(want, double(readable) / double(6 + i / 3));
+    }
+    for (const int32_t chunk : {1, 7, 64, 128}) {
+      const KeyUse got = use_of(std::make_unique<Promising>(), tokens, chunk);
+      EXPECT_DOUBLE_EQ(got.kv_peak_over_cap, want) << tokens << " tokens, chunk " << chunk;
+      EXPECT_EQ(got.demoted, 40);
+    }
+  }
+  const KeyUse none = use_of(std::make_unique<Patchwork>(), 30, 7);
+  EXPECT_EQ(none.kv_peak_over_cap, 0);
+  EXPECT_EQ(none.demoted, 0);
 }
 
 TEST(KeyAccount, StartsAnewWithEachSequenceOfASlot) {

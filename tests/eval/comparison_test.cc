@@ -81,5 +81,45 @@ TEST(Comparison, ABudgetOutOfReachSaysWhatIsInReach) {
   EXPECT_THAT(error("full", 0.5), HasSubstr("no key budget"));
 }
 
+TEST(Comparison, LearnedRolesUnderABudgetTakeTheBestBiasThatIsKnown) {
+  SmallModel model(kContext);
+  const Streams text{some_tokens(kContext, 1)}, few{some_tokens(9, 1)};
+  const roles::Calibration calibration{{-1, 1}, {0.5f, 0.1f}, {}};
+  const auto of = [&](const char* spec, const policies::KeyBudget& budget, const Streams& streams,
+                      const roles::Calibration* table) {
+    const double kv_end = share_of(budget, model, kContext);
+    return spec_under_budget(model, spec, budget, kv_end, streams, {}, 0, table);
+  };
+  EXPECT_EQ(of("learned:bias=2", {0.3, 0}, text, nullptr), "learned:bias=2,budget=0.3");
+  EXPECT_EQ(of("learned", {0.3, 0}, text, &calibration), "learned:budget=0.3");
+  EXPECT_EQ(of("learned", {0.3, 0}, few, nullptr), "learned:budget=0.3");
+  EXPECT_EQ(of("learned", {0, 7}, few, nullptr), "learned:keys=7");
+  const std::string measured_here = of("learned", {0.3, 0}, text, nullptr);
+  EXPECT_THAT(measured_here, HasSubstr("learned:bias="));
+  EXPECT_THAT(measured_here, HasSubstr(",budget=0.3"));
+  EXPECT_LE(measured(model, measured_here, text), 0.3);
+  // A budget that no bias reaches is kept all the same, but for the floor.
+  const std::string tiny = of("learned", {0.001, 0}, text, nullptr);
+  EXPECT_LE(measured(model, tiny, text), (model.config().roles.window + 2.0) / kContext + 1e-9);
+}
+
+TEST(Comparison, AContenderWithABudgetNeverPassesIt) {
+  SmallModel model(kContext);
+  const Streams streams{some_tokens(kContext * 3, 1)};
+  const auto results = compare({{"learned", &model, {0.3, 0}},
+                                {"learned", &model, {0, 100}},
+                                {"streaming", &model, {0, 120}},
+                                {"full", &model, {0.3, 0}}},
+                               streams, {});
+  EXPECT_LE(results[0].kv_end, 0.3);
+  EXPECT_GT(results[0].demoted, 0);
+  EXPECT_LE(results[0].kv_peak_over_cap, 1);
+  EXPECT_LE(results[1].kv_end * kContext * 4, 100 + 1e-9);
+  EXPECT_LE(results[1].kv_peak_over_cap, 1);
+  EXPECT_NEAR(results[2].kv_end * kContext * 4, 120, 4);
+  EXPECT_EQ(results[2].kv_peak_over_cap, 0);
+  EXPECT_EQ(results[3].kv_end, 1);
+}
+
 }  // namespace
 }  // namespace natslm::eval

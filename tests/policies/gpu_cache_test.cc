@@ -114,8 +114,9 @@ TEST_F(OnGpu, EveryPolicyKeepsTheSameKeysAndAttendsAlike) {
 // A prompt is attended to by other kernels than the rows around it.
 TEST_F(OnGpu, APromptBesideOtherSequencesGivesWhatItGivesAlone) {
   const cache::Shape here = shape(at::kCPU, 64, 4), there = shape(gpu(), 64, 4);
-  const Stream first = random_stream(here, 60, 1), prompt = random_stream(here, 300, 2),
-               last = random_stream(here, 40, 3);
+  const Stream first = random_stream(here, 60, 1);
+  Stream prompt = random_stream(here, 300, 2), last = random_stream(here, 40, 3);
+  prompt.score_weight = last.score_weight = first.score_weight;  // one model reads them all
   const auto moved = [&](const Stream& stream) { return on_device(stream, there.device); };
   const Stream first_there = moved(first), prompt_there = moved(prompt), last_there = moved(last);
   const policies::PolicyContext context{here, {roles::RoleSet::kGls, 40, 1}, 0, 300, 3};

@@ -1,0 +1,119 @@
+// Everything a fine-tuning run can be told, once: the command line, the checkpoint and the check
+// that a resumed run is the same run all walk for_each_field(). Recipes are sets of values with a
+// name. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "natslm/roles/roles.h"
+#include "natslm/train/options.h"
+
+namespace natslm::train {
+
+// What is learned: score layers, or as a control a low-rank addition to the attention's outputs
+// that has as many numbers and evicts nothing.
+inline constexpr const char* kRolesMethod = "roles";
+inline constexpr const char* kAdapterMethod = "adapter";
+
+// Values of --loss. The dense model is the same one with every key alive.
+inline constexpr const char* kCrossEntropy = "ce";
+inline constexpr const char* kToDense = "kl";              // KL(dense || with roles)
+inline constexpr const char* kBothLosses = "both";         // the sum of the two
+inline constexpr const char* kHiddenError = "hidden-mse";  // of what the output matrix reads
+
+struct FinetuneOptions {
+  std::string method = kRolesMethod;
+  std::string loss = kCrossEntropy;
+  int64_t steps = 280;
+  int64_t batch = 8;
+  int64_t micro_batch = 0;
+  int64_t context = 2048;
+  std::string roles = "gls";
+  int64_t window = 64;
+  int64_t role_chunk = 1;
+  double learning_rate = 0.01;
+  double final_share = 0.05;
+  int64_t warm_up = 20;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double decay = 0;
+  double clip = 1.0;
+  double pairs = 0;
+  double lambda = 0;
+  double control_gain = 0.05;
+  double control_start = 0.01;
+  double bias_range = 3;
+  bool recompute = false;
+  uint64_t seed = 1;
+  int64_t log_every = 10;
+  int64_t checkpoint_every = 100;
+};
+
+// Throws Error naming the first option that is out of range, its value and what is allowed.
+void check(const FinetuneOptions& options);
+
+// The share of pairs to aim at where none is given: what the window keeps anyway, and of the rest
+// as much as was found to serve budgets from 50 to 6 % at W = 64 (docs/finetune.md).
+double default_pairs(const FinetuneOptions& options);
+
+// The options for the score layers that are added.
+roles::Options role_options(const FinetuneOptions& options);
+
+struct FinetuneRecipe {
+  std::string_view name, description;
+  FinetuneOptions options;
+  std::string_view mix;  // kind of training texts (data/recall_tasks.h): "mixed" or "passkeys"
+};
+std::span<const FinetuneRecipe> finetune_recipes();
+const FinetuneRecipe& finetune_recipe(std::string_view name);  // throws Error listing what there is
+
+// Calls visit(name, field, affects, help) for every field. `O` is FinetuneOptions or const.
+template <class O, class Visit>
+void for_each_field_of(O& o, Visit&& visit) {
+  using enum Affects;
+  visit("method", o.method, kWeights,
+        "roles: score layers; adapter: a control that evicts nothing, a low-rank addition to the "
+        "attention's outputs with as many numbers");
+  visit(
+      "loss", o.loss, kWeights,
+      "ce: cross-entropy; kl: divergence from the dense model; both: their sum; hidden-mse: error "
+      "of the last hidden states");
+  visit("steps", o.steps, kWeights, "optimiser steps");
+  visit("batch", o.batch, kWeights, "texts a step");
+  visit("micro-batch", o.micro_batch, kWeights,
+        "texts in memory at once, their gradients are added up; 0: the whole batch");
+  visit("context", o.context, kWeights, "tokens a text");
+  visit("roles", o.roles, kWeights, "roles a token may have: gls, gs or gl");
+  visit("window", o.window, kWeights, "tokens a Sliding token lives");
+  visit("role-chunk", o.role_chunk, kWeights, "tokens that share a role");
+  visit("lr", o.learning_rate, kWeights, "highest learning rate");
+  visit("final-lr", o.final_share, kWeights, "learning rate of the last step / highest");
+  visit("warm-up", o.warm_up, kWeights, "steps of linear rise at the start");
+  visit("beta1", o.beta1, kWeights, "AdamW: share of the old mean gradient kept each step");
+  visit("beta2", o.beta2, kWeights, "AdamW: share of the old mean squared gradient kept each step");
+  visit("decay", o.decay, kWeights, "AdamW: weight decay");
+  visit("clip", o.clip, kWeights, "longest gradient; 0: no limit");
+  visit(
+      "pairs", o.pairs, kWeights,
+      "share of pairs of query and key alive to aim at, drawn biases included; 0: the window's and "
+      "23 % of the others");
+  visit("lambda", o.lambda, kWeights, "price of memory, fixed; 0: steered towards --pairs");
+  visit("control-gain", o.control_gain, kWeights,
+        "largest change of log(lambda) a step while aiming at --pairs");
+  visit("control-start", o.control_start, kWeights, "lambda at step 0 while aiming at --pairs");
+  visit(
+      "bias-range", o.bias_range, kWeights,
+      "each text's Sliding logits are shifted by a number drawn up to this far from 0, so that one "
+      "side-car serves many budgets; 0: none are");
+  visit("recompute", o.recompute, kFilesOnly,
+        "make each layer's activations again in the backward pass: less memory, more time");
+  visit("seed", o.seed, kWeights, "of initial weights, texts and sampled roles");
+  visit("log-every", o.log_every, kFilesOnly, "steps between lines of the log");
+  visit("checkpoint-every", o.checkpoint_every, kFilesOnly,
+        "steps between checkpoints; 0: only on Ctrl-C");
+}
+
+}  // namespace natslm::train
