@@ -64,6 +64,8 @@ void eval_facts(const Options& o, Context& context) {
                     {"tokens", result.keys.tokens}};
         row.kv_end = row.kv_end_full = result.keys.kv_end;
         row.kv_mean = result.keys.kv_mean;
+        row.demoted = result.keys.demoted;
+        row.kv_peak_over_cap = result.keys.kv_peak_over_cap;
         row.kv_bytes_mean = result.keys.kv_bytes_mean;
         row.kv_bytes_peak = result.keys.kv_bytes_peak;
         row.batch_bytes_peak = result.batch_bytes_peak;

@@ -131,6 +131,16 @@ TEST_F(EvalRecall, AtEqualBudgetRivalsKeepTheLearnedShareOfKeys) {
   }
 }
 
+TEST_F(EvalRecall, ABudgetOfLearnedRolesIsNeverPassed) {
+  for (const char* task : {"repeat", "facts"}) {
+    const auto r = results(task, {"--samples", "1", "--context", "900", "--policy",
+                                  "learned:bias=-9", "--kv-budget", "0.2"})[0]["results"];
+    EXPECT_GT(r["demoted"].get<int64_t>(), 0) << task;
+    EXPECT_GT(r["kv_peak_over_cap"].get<double>(), 0.9) << task;
+    EXPECT_LE(r["kv_peak_over_cap"].get<double>(), 1) << task;
+  }
+}
+
 TEST_F(EvalRecall, InputThatCannotWorkGetsOneClearLine) {
   expect_error(run("facts", {}, "short.txt"), 1, "short.txt has");
   expect_error(run("repeat", {}, "short.txt"), 1, "give more text or a shorter context");

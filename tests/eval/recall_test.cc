@@ -347,10 +347,23 @@ TEST(Runs, TheStandardErrorIsThatOfAMeanWhereGroupsAreEqual) {
 }
 
 TEST(Runs, MeansWeighSequencesByTheirTokensButTheirEndsEqually) {
-  const engine::KeyUse uses[] = {
-      {.tokens = 100, .kv_end = 0.5, .kv_mean = 0.6, .kv_bytes_mean = 10, .kv_bytes_peak = 30},
-      {.tokens = 300, .kv_end = 0.1, .kv_mean = 0.2, .kv_bytes_mean = 20, .kv_bytes_peak = 25}};
+  const engine::KeyUse uses[] = {{.tokens = 100,
+                                  .kv_end = 0.5,
+                                  .kv_mean = 0.6,
+                                  .demoted = 3,
+                                  .kv_peak_over_cap = 0.9,
+                                  .kv_bytes_mean = 10,
+                                  .kv_bytes_peak = 30},
+                                 {.tokens = 300,
+                                  .kv_end = 0.1,
+                                  .kv_mean = 0.2,
+                                  .demoted = 4,
+                                  .kv_peak_over_cap = 0.8,
+                                  .kv_bytes_mean = 20,
+                                  .kv_bytes_peak = 25}};
   const KeyMeans means = means_of(uses, 300);
+  EXPECT_EQ(means.demoted, 7);
+  EXPECT_EQ(means.kv_peak_over_cap, 0.9);
   EXPECT_NEAR(means.kv_end, 0.3, 1e-12);
   EXPECT_NEAR(means.kv_end_full, 0.1, 1e-12);
   EXPECT_NEAR(means.kv_mean, 0.3, 1e-12);
