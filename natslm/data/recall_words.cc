@@ -94,22 +94,22 @@ constexpr Text kTrainingValues[] = {
     "olive",  "parrot",  "rabbit",  "salmon",  "turnip",   "vinegar", "willow",  "zebra",
     "almond", "butter",  "cactus",  "desert",  "flute",    "glacier", "honey",   "indigo"};
 
-// A lead repeats its statement's own words: what small dense models can answer at all.
+// Three leads repeat their statement's own words, which small dense models can go on with; three do
+// not, so that such a model has something left to miss.
 constexpr FactTemplate kEvaluationFacts[] = {
     {"According to the notebook, the {thing} given to {subject} was {value}.",
      "According to the notebook, what was the {thing} given to {subject}?",
      "According to the notebook, the {thing} given to {subject} was"},
     {"By now, {subject}'s {thing} must be {value}.", "What must {subject}'s {thing} be by now?",
      "By now, {subject}'s {thing} must be"},
-    {"Please note that the {thing} recorded for {subject} was {value}.",
-     "What was the {thing} recorded for {subject}?", "The {thing} recorded for {subject} was"},
-    {"A letter about {subject} mentioned the {thing} {value}.",
-     "Which {thing} did the letter about {subject} mention?",
-     "A letter about {subject} mentioned the {thing}"},
     {"Everyone agreed that {subject} would keep the {thing} {value}.",
      "Which {thing} would {subject} keep?", "{subject} would keep the {thing}"},
-    {"One should add that {subject}'s {thing} became {value}.",
-     "What became of {subject}'s {thing}?", "{subject}'s {thing} became"},
+    {"Please note the {thing} for {subject}, which is {value}.",
+     "Can you recall the {thing} for {subject}?", "The {thing} for {subject} is"},
+    {"A letter about {subject} mentioned the {thing} {value}.",
+     "Which {thing} did the letter about {subject} mention?", "The letter mentioned the {thing}"},
+    {"One should add that {subject} uses {value} for the {thing}.",
+     "What does {subject} use for the {thing}?", "For the {thing}, {subject} uses"},
 };
 
 constexpr QuestionForm kEvaluationQuestions[] = {
