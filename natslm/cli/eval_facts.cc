@@ -39,13 +39,13 @@ void eval_facts(const Options& o, Context& context) {
   const eval::FactsTask task = eval::facts_task(tasks, options);
   const auto asked = std::ssize(task.front().questions);
   const int64_t questions = std::ssize(task) * asked;
-  const eval::Streams contexts = eval::contexts_of(task);
+  const eval::Streams texts = eval::budget_texts(task);
   // Policies' shares refer to the text as it is when they are asked.
   eval::PerplexityOptions protocol = run.protocol();
-  protocol.context = static_cast<int32_t>(contexts.front().size());
+  protocol.context = static_cast<int32_t>(texts.front().size());
 
   run.compare(
-      {"recalled"}, questions, contexts, protocol,
+      {"recalled"}, questions, texts, protocol,
       [&](models::Model& model, std::unique_ptr<cache::Policy> policy,
           const eval::Progress& progress) {
         eval::FactsHooks hooks{.on_progress = progress};
@@ -64,6 +64,8 @@ void eval_facts(const Options& o, Context& context) {
                     {"tokens", result.keys.tokens}};
         row.kv_end = row.kv_end_full = result.keys.kv_end;
         row.kv_mean = result.keys.kv_mean;
+        row.demoted = result.keys.demoted;
+        row.kv_peak_over_cap = result.keys.kv_peak_over_cap;
         row.kv_bytes_mean = result.keys.kv_bytes_mean;
         row.kv_bytes_peak = result.keys.kv_bytes_peak;
         row.batch_bytes_peak = result.batch_bytes_peak;

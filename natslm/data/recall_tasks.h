@@ -4,8 +4,8 @@
 // recall_words.h's.
 //
 // Whatever is made is a pure function of (options, seed, number): any batching and a resumed run
-// get the same. All calls are const and may come from several threads. SPDX-License-Identifier:
-// Apache-2.0
+// get the same. All calls are const and may come from several threads.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

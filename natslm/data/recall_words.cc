@@ -94,25 +94,26 @@ constexpr Text kTrainingValues[] = {
     "olive",  "parrot",  "rabbit",  "salmon",  "turnip",   "vinegar", "willow",  "zebra",
     "almond", "butter",  "cactus",  "desert",  "flute",    "glacier", "honey",   "indigo"};
 
+// Three leads repeat their statement's own words, which small dense models can go on with; three do
+// not, so that such a model has something left to miss.
 constexpr FactTemplate kEvaluationFacts[] = {
-    {"One more thing to keep in mind: {subject} uses {value} for the {thing}.",
-     "What does {subject} use for the {thing}?", "For the {thing}, {subject} uses"},
     {"According to the notebook, the {thing} given to {subject} was {value}.",
      "According to the notebook, what was the {thing} given to {subject}?",
      "According to the notebook, the {thing} given to {subject} was"},
-    {"Please note the {thing} for {subject}: {value}.", "Can you recall the {thing} for {subject}?",
-     "The {thing} for {subject}:"},
-    {"Everyone agreed that {subject} would keep the {thing} {value}.",
-     "Everyone agreed on a {thing} that {subject} would keep. Which one?",
-     "{subject} would keep the {thing}"},
-    {"The letter states that {subject}'s {thing} equals {value}.",
-     "According to the letter, what does {subject}'s {thing} equal?", "{subject}'s {thing} equals"},
     {"By now, {subject}'s {thing} must be {value}.", "What must {subject}'s {thing} be by now?",
      "By now, {subject}'s {thing} must be"},
+    {"Everyone agreed that {subject} would keep the {thing} {value}.",
+     "Which {thing} would {subject} keep?", "{subject} would keep the {thing}"},
+    {"Please note the {thing} for {subject}, which is {value}.",
+     "Can you recall the {thing} for {subject}?", "The {thing} for {subject} is"},
+    {"A letter about {subject} mentioned the {thing} {value}.",
+     "Which {thing} did the letter about {subject} mention?", "The letter mentioned the {thing}"},
+    {"One should add that {subject} uses {value} for the {thing}.",
+     "What does {subject} use for the {thing}?", "For the {thing}, {subject} uses"},
 };
 
 constexpr QuestionForm kEvaluationQuestions[] = {
-    {"\n\nHere is a question on what was said before.\nQuestion: ", "\nCorrect answer: "},
+    {"\n\nQuestion about this text: ", "\nCorrect answer: "},
 };
 
 constexpr RepeatForm kEvaluationRepeats[] = {
@@ -121,8 +122,8 @@ constexpr RepeatForm kEvaluationRepeats[] = {
     {"\n\nLet us read again, from \"", "\", what was printed earlier.\n\n"},
 };
 
-constexpr Text kEvaluationWordThings[] = {"watchword", "mascot",     "patron flower",
-                                          "trademark", "battle cry", "chosen motif"};
+constexpr Text kEvaluationWordThings[] = {"watchword", "codename", "call sign",
+                                          "keyword",   "slogan",   "motto"};
 
 constexpr Text kEvaluationNumberThings[] = {"vault combination", "membership digits",
                                             "parcel label",      "catalogue entry",

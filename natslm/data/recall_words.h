@@ -1,6 +1,7 @@
 // The words of the recall tasks (recall_tasks.h): sentences that state facts and ask for them, the
 // things, subjects and values they are about, instructions. Two sets with nothing in common, so
-// that what a model learned on one is measured on the other. SPDX-License-Identifier: Apache-2.0
+// that what a model learned on one is measured on the other.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -16,6 +16,13 @@ bool letter_or_digit(char c) {
          (static_cast<uint8_t>(c) & 0x80) != 0;
 }
 
+std::vector<int32_t> prompt_of(const data::PlantedFacts& text,
+                               const data::PlantedFacts::Question& question) {
+  std::vector<int32_t> prompt = text.context;
+  prompt.insert(prompt.end(), question.tokens.begin(), question.tokens.end());
+  return prompt;
+}
+
 }  // namespace
 
 FactsTask facts_task(const data::RecallTasks& tasks, const FactsOptions& options) {
@@ -33,15 +40,19 @@ FactsTask facts_task(const data::RecallTasks& tasks, const FactsOptions& options
   return task;
 }
 
-Streams contexts_of(const FactsTask& task) {
-  size_t shortest = SIZE_MAX;
-  for (const data::PlantedFacts& text : task) shortest = std::min(shortest, text.context.size());
-  Streams contexts;
+Streams budget_texts(const FactsTask& task) {
+  Streams texts;
   for (const data::PlantedFacts& text : task) {
-    contexts.emplace_back(text.context.begin(),
-                          text.context.begin() + static_cast<int64_t>(shortest));
+    for (const auto& question : text.questions) texts.push_back(prompt_of(text, question));
   }
-  return contexts;
+  NATSLM_CHECK(!texts.empty(), "there is no text with facts to set a budget on");
+  std::vector<size_t> sizes;
+  for (const auto& text : texts) sizes.push_back(text.size());
+  const auto median = sizes.begin() + std::ssize(sizes) / 2;
+  std::ranges::nth_element(sizes, median);
+  std::erase_if(texts, [&](const auto& text) { return text.size() < *median; });
+  for (auto& text : texts) text.resize(*median);
+  return texts;
 }
 
 bool recalled(std::string_view given, std::string_view answer) {
@@ -63,8 +74,7 @@ FactsResult recall_facts(models::Model& model, std::unique_ptr<cache::Policy> po
   const auto begin = std::chrono::steady_clock::now();
   const auto submit = [&](int64_t number, const data::PlantedFacts::Question& question) {
     engine::GenerationRequest request;
-    request.prompt = task[number].context;
-    request.prompt.insert(request.prompt.end(), question.tokens.begin(), question.tokens.end());
+    request.prompt = prompt_of(task[number], question);
     request.options.max_new_tokens = kMostAnswerTokens;
     request.options.stop = {"\n"};
     request.on_done = [&, number](const engine::Generated& generated) {

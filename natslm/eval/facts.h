@@ -32,8 +32,9 @@ using FactsTask = std::vector<data::PlantedFacts>;  // with the questions that a
 // Throws Error for impossible options and as RecallTasks::planted_facts does. context must be set.
 FactsTask facts_task(const data::RecallTasks& tasks, const FactsOptions& options);
 
-// Texts to set budgets on: the contexts, cut to the same length.
-Streams contexts_of(const FactsTask& task);
+// Texts to set budgets on: contexts with a question each, of one length: the median's of all
+// (longer ones are cut, shorter ones left out). A question can be a good part of a short context.
+Streams budget_texts(const FactsTask& task);
 
 // Whether the text that a model gave begins with the answer, spaces aside, and goes on with neither
 // letter nor digit.

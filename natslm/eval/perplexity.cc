@@ -45,6 +45,8 @@ PerplexityResult summarise(std::span<const Window> windows, const std::vector<Ou
   result.kv_end = keys.kv_end;
   result.kv_end_full = keys.kv_end_full;
   result.kv_mean = keys.kv_mean;
+  result.demoted = keys.demoted;
+  result.kv_peak_over_cap = keys.kv_peak_over_cap;
   result.kv_bytes_mean = keys.kv_bytes_mean;
   result.kv_bytes_peak = keys.kv_bytes_peak;
   return result;

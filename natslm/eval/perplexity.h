@@ -1,6 +1,7 @@
 // Perplexity through the real evicting cache, as docs/evaluation.md defines it: each file is one
 // stream of tokens, cut into windows, each read from an empty cache in chunks and evicting as it
-// goes. SPDX-License-Identifier: Apache-2.0
+// goes.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

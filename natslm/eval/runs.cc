@@ -37,6 +37,8 @@ KeyMeans means_of(std::span<const engine::KeyUse> uses, int64_t full_length) {
     means.kv_mean += use.kv_mean * weight;
     means.kv_bytes_mean += use.kv_bytes_mean * weight;
     means.kv_bytes_peak = std::max(means.kv_bytes_peak, use.kv_bytes_peak);
+    means.demoted += use.demoted;
+    means.kv_peak_over_cap = std::max(means.kv_peak_over_cap, use.kv_peak_over_cap);
     means.tokens += use.tokens;
     if (use.tokens == full_length) {
       full_end += use.kv_end;

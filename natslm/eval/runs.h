@@ -22,7 +22,9 @@ struct KeyMeans {
   double kv_mean = 0;        // mean over all tokens
   double kv_bytes_mean = 0;  // held by one sequence, mean over all tokens
   int64_t kv_bytes_peak = 0;
-  int64_t tokens = 0;  // that went through the model
+  int64_t demoted = 0;          // keys given up to keep a guaranteed budget, over all sequences
+  double kv_peak_over_cap = 0;  // readable keys / those allowed, highest over all tokens
+  int64_t tokens = 0;           // that went through the model
 };
 KeyMeans means_of(std::span<const engine::KeyUse> uses, int64_t full_length = 0);
 

@@ -1,5 +1,6 @@
 // The one table of evaluations. `nats-lm eval` has a command for each; a new one is a file here, a
-// line in tasks.cc and its command. SPDX-License-Identifier: Apache-2.0
+// line in tasks.cc and its command.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <span>

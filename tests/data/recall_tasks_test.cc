@@ -12,31 +12,17 @@
 
 #include "tests/data/tokenizer_texts.h"
 #include "tests/support/byte_tokenizer.h"
+#include "tests/support/some_prose.h"
 
 namespace natslm::data {
 namespace {
 
 using test::ByteTokenizer;
+using test::kSentences;
+using test::some_prose;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 using Ids = std::vector<int32_t>;
-
-constexpr std::string_view kSentences[] = {
-    "The grey sea was calm that day.",
-    "Nobody had expected the ship so early!",
-    "Was it the wind, or a voice?",
-    "He folded the map and went on without a word.",
-    "At noon they rested.",
-};
-
-std::string prose(size_t bytes) {
-  std::string text;
-  for (uint64_t i = 0; text.size() < bytes; ++i) {
-    text += kSentences[mix64(i) % std::size(kSentences)];
-    text += mix64(i) >> 32 & 3 ? " " : "\n\n";
-  }
-  return text;
-}
 
 Ids slice(const Ids& ids, int64_t begin, int64_t end) {
   return {ids.begin() + begin, ids.begin() + end};
@@ -67,7 +53,7 @@ class RecallMix : public ::testing::Test {
     return text(slice(sample.tokens, run.begin, run.end));
   }
   ByteTokenizer bytes_;
-  Ids ids_ = bytes_.encode(prose(30000));
+  Ids ids_ = bytes_.encode(some_prose(30000));
 };
 
 TEST_F(RecallMix, ASampleDependsOnSeedAndNumberAlone) {
@@ -112,7 +98,7 @@ TEST_F(RecallMix, EverySampleHasTheSameSizeAndBeginsAsTheTokenizerWants) {
   for (const Tokenizer* tokenizer :
        {static_cast<const Tokenizer*>(&bytes_), static_cast<const Tokenizer*>(golden.get()),
         static_cast<const Tokenizer*>(llama.get())}) {
-    const Ids ids = tokenizer->encode(prose(30000));
+    const Ids ids = tokenizer->encode(some_prose(30000));
     for (const int64_t context : {800, 1333, 2048}) {
       const TrainingMix all(*tokenizer, {{"prose", 1, {ids}}}, {},
                             {.context = context, .passkeys = 0.3, .passkey_words = 5});
@@ -183,7 +169,7 @@ TEST_F(RecallMix, TheWeightOfAnAnswerLiesOnItsTokensAlone) {
   for (const Tokenizer* tokenizer :
        {static_cast<const Tokenizer*>(&bytes_), static_cast<const Tokenizer*>(golden.get()),
         static_cast<const Tokenizer*>(llama.get())}) {
-    const Ids ids = tokenizer->encode(prose(30000));
+    const Ids ids = tokenizer->encode(some_prose(30000));
     const TrainingMix facts(*tokenizer, {{"prose", 1, {ids}}}, {},
                             {.context = 1800, .plain = 0, .repeat = 0, .facts = 1});
     std::set<std::string> answers;
