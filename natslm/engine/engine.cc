@@ -287,13 +287,23 @@ void Engine::score_rows(const Rows& rows, const at::Tensor& logits) {
                                 .gather(1, to_device(target).unsqueeze(1))
                                 .cpu()
                                 .contiguous();
+  const bool want_best = std::ranges::any_of(rows.sequences, [](const Sequence* sequence) {
+    return sequence->scoring && sequence->scoring->want_best;
+  });
+  const at::Tensor best =
+      want_best ? picked.argmax(-1).to(at::kInt).cpu().contiguous() : at::Tensor();
   const float* next = scores.const_data_ptr<float>();
+  const int32_t* next_best = want_best ? best.const_data_ptr<int32_t>() : nullptr;
   for (size_t i = 0; i < rows.sequences.size(); ++i) {
     Sequence& sequence = *rows.sequences[i];
     const auto [first, end] = sequence.scored_by(rows.count(i));
     auto& into = sequence.scored.log_probabilities;
     into.insert(into.end(), next, next + (end - first));
     next += end - first;
+    if (!want_best) continue;
+    if (sequence.scoring && sequence.scoring->want_best)
+      sequence.scored.best.insert(sequence.scored.best.end(), next_best, next_best + (end - first));
+    next_best += end - first;
   }
 }
 

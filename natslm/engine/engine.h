@@ -86,7 +86,8 @@ struct GenerationRequest {
 
 struct Scored {
   std::vector<float> log_probabilities;  // natural; of tokens[first_scored ..]
-  double seconds = 0;                    // of the steps it took part in
+  std::vector<int32_t> best;  // the most probable token in each one's place, if asked for
+  double seconds = 0;         // of the steps it took part in
   KeyUse use;
 };
 
@@ -94,6 +95,7 @@ struct Scored {
 struct ScoreRequest {
   std::vector<int32_t> tokens;  // at least two
   int64_t first_scored = 1;  // tokens before this one are context only; the first never has a score
+  bool want_best = false;    // also say which token was the most probable
   std::function<void(Scored)> on_done;
 };
 

@@ -17,6 +17,7 @@ namespace {
 struct Outcome {
   double nll = 0;  // sum
   engine::KeyUse use;
+  std::vector<int32_t> best;
 };
 
 std::vector<int64_t> lengths_of(const Streams& streams) {
@@ -114,9 +115,11 @@ PerplexityResult score_windows(models::Model& model, std::unique_ptr<cache::Poli
       engine::ScoreRequest request;
       request.tokens.assign(stream.begin() + window.begin, stream.begin() + window.end);
       request.first_scored = window.first_scored - window.begin;
+      request.want_best = options.keep_best;
       request.on_done = [&outcome = outcomes[next], &scored](engine::Scored result) {
         for (const float score : result.log_probabilities) outcome.nll -= score;
         outcome.use = result.use;
+        outcome.best = std::move(result.best);
         scored += static_cast<int64_t>(result.log_probabilities.size());
       };
       engine.submit(std::move(request));
@@ -127,6 +130,8 @@ PerplexityResult score_windows(models::Model& model, std::unique_ptr<cache::Poli
   }
   PerplexityResult result = summarise(all, outcomes, options.context);
   result.policy = spec;
+  for (const Outcome& outcome : outcomes)
+    result.best.insert(result.best.end(), outcome.best.begin(), outcome.best.end());
   result.prefill_chunk = engine.prefill_chunk();
   result.batch_bytes_peak = engine.peak().held_bytes;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -135,6 +140,13 @@ PerplexityResult score_windows(models::Model& model, std::unique_ptr<cache::Poli
       "the perplexity is not finite: the model's weights are damaged or training diverged; take an "
       "earlier checkpoint");
   return result;
+}
+
+double agreement(const PerplexityResult& a, const PerplexityResult& b) {
+  NATSLM_ASSERT(!a.best.empty() && a.best.size() == b.best.size());
+  int64_t same = 0;
+  for (size_t i = 0; i < a.best.size(); ++i) same += a.best[i] == b.best[i];
+  return static_cast<double>(same) / static_cast<double>(a.best.size());
 }
 
 }  // namespace natslm::eval

@@ -24,6 +24,7 @@ struct PerplexityOptions {
   int64_t max_tokens = 0;      // read only the first so many tokens of all streams together; 0: all
   int32_t batch = 0;           // windows at work at the same time; 0: what suits the model
   at::ScalarType cache_dtype = at::ScalarType::Undefined;  // as in engine::Options
+  bool keep_best = false;                                  // fills PerplexityResult::best
 };
 
 using Streams = std::vector<std::vector<int32_t>>;  // the tokens of each file
@@ -63,7 +64,12 @@ struct PerplexityResult {
   int64_t kv_bytes_peak = 0;     // highest of any window's sequence
   int64_t batch_bytes_peak = 0;  // highest of all the windows that were at work at the same time
   double seconds = 0;
+  std::vector<int32_t> best;  // the most probable token in each scored one's place, if kept
 };
+
+// Share of the scored tokens in whose place both had the same most probable one; both kept them
+// over the same windows.
+double agreement(const PerplexityResult& a, const PerplexityResult& b);
 
 // Called after each step with the tokens scored so far; may throw to stop.
 using Progress = std::function<void(int64_t scored)>;
