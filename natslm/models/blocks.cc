@@ -67,6 +67,18 @@ void check_ids(const Tensor& tokens, const Config& config) {
                "; use the model's own tokenizer");
 }
 
+// Mean over the sequences of weight * price, as assign_roles has it without weights: the share of
+// causal pairs that the one-hot roles keep alive. Differentiable in onehot [B, Hkv, T, R]; horizons
+// [R, B, Hkv, T].
+Tensor weighted_price(const Tensor& onehot, const Tensor& horizons, const Tensor& weights) {
+  const int64_t t = onehot.size(2);
+  const Tensor position = at::arange(t, at::TensorOptions(at::kInt).device(horizons.device()));
+  const Tensor pairs = (horizons.clamp_max(t - 1) - position + 1).to(at::kFloat);
+  const double all = 0.5 * static_cast<double>(t) * static_cast<double>(t + 1);
+  const Tensor of_head = (onehot.permute({3, 0, 1, 2}) * pairs).sum(at::IntArrayRef({0, 3})) / all;
+  return (of_head.mean(1) * weights).mean();
+}
+
 }  // namespace
 
 // Causal attention to every key, which ops:: gives to LibTorch's kernels where those are faster. On
@@ -127,7 +139,10 @@ RoleAttention role_attention(const Heads& heads, const Tensor& logits, const Con
       ops::attention(heads.q, heads.k, heads.v, last, input.lengths, attention_scale(config),
                      role_inputs, /*want_mass=*/false, hints)
           .out;
-  return {.out = out, .price = assigned.price, .shares = assigned.shares};
+  const Tensor price = input.price_weights.defined()
+                           ? weighted_price(assigned.onehot, assigned.horizons, input.price_weights)
+                           : assigned.price;
+  return {.out = out, .price = price, .shares = assigned.shares};
 }
 
 void RoleTally::add(const Tensor& price, const Tensor& shares) {
@@ -230,6 +245,7 @@ void check_input(const TrainingInput& input, const Config& config) {
   };
   if (input.sequences.defined()) check_batch(input.sequences, "sequences", at::kLong);
   if (input.biases.defined()) check_batch(input.biases, "biases", at::kFloat);
+  if (input.price_weights.defined()) check_batch(input.price_weights, "price_weights", at::kFloat);
   if (!input.lengths) return;
   check_batch(*input.lengths, "lengths", at::kInt);
   if (!input.lengths->is_cpu()) return;

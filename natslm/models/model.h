@@ -60,6 +60,8 @@ struct TrainingInput {
   bool sample = true;      // false: argmax roles without noise, no role gradient
   float bias = 0;          // budget bias, added to the S logit
   at::Tensor biases;       // [B] float, one for each sequence, instead; undefined: `bias`
+  at::Tensor price_weights;  // [B] float: what a sequence's price counts in TrainingOutput::price;
+                             // undefined: 1. (For texts of the full length.)
   double expected_pairs = 0.2;  // share of causal pairs alive: for the choice of kernels alone
   bool detach_scores = false;   // true: no gradient from the score layers into their input
   bool dense = false;       // true: every key lives and no role is given, as without score layers

@@ -119,6 +119,7 @@ void FineTuner::add_part(int64_t step, int64_t first, int64_t count, const Tenso
   }
   input.sequences = sequences.to(device);
   input.biases = biases.to(device);
+  if (options_.price_slope > 0) input.price_weights = (input.biases * options_.price_slope).exp();
 
   Tensor teacher;
   if (options_.loss != kCrossEntropy) {

@@ -58,6 +58,8 @@ void check(const FinetuneOptions& o) {
                "; it must be from 0 to 268435456");
   NATSLM_CHECK(o.role_chunk >= 1 && o.role_chunk <= 1 << 20, "--role-chunk is ", o.role_chunk,
                "; it must be from 1 to 1048576");
+  NATSLM_CHECK(o.price_slope >= 0 && o.price_slope * o.bias_range <= 20, "--price-slope is ",
+               o.price_slope, "; it must be from 0 to 20 / --bias-range");
   NATSLM_CHECK(o.pairs >= 0 && o.pairs <= 1, "--pairs is ", o.pairs, "; it must be from 0 to 1");
   // The rest as in training from scratch.
   Options same;

@@ -46,6 +46,7 @@ struct FinetuneOptions {
   double control_gain = 0.05;
   double control_start = 0.01;
   double bias_range = 3;
+  double price_slope = 0;
   bool recompute = false;
   uint64_t seed = 1;
   int64_t log_every = 10;
@@ -108,6 +109,10 @@ void for_each_field_of(O& o, Visit&& visit) {
       "bias-range", o.bias_range, kWeights,
       "each text's Sliding logits are shifted by a number drawn up to this far from 0, so that one "
       "side-car serves many budgets; 0: none are");
+  visit(
+      "price-slope", o.price_slope, kWeights,
+      "a text whose Sliding logits are shifted by b pays e^(slope * b) times the price, so that a "
+      "shift means another price of memory; 0: all pay the same");
   visit("recompute", o.recompute, kFilesOnly,
         "make each layer's activations again in the backward pass: less memory, more time");
   visit("seed", o.seed, kWeights, "of initial weights, texts and sampled roles");

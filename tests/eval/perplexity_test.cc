@@ -252,5 +252,30 @@ TEST(Tasks, AnUnknownOneListsTheKnown) {
   EXPECT_THAT(error_of([] { task("needles"); }), HasSubstr("known are ppl"));
 }
 
+TEST(Perplexity, SaysWhichTokensWereMostProbableInEachScoredOnesPlace) {
+  SmallModel model;
+  const auto tokens = some_tokens(60, 5);
+  PerplexityOptions options{.context = 40, .prefill_chunk = 7};
+  EXPECT_TRUE(perplexity(model, std::make_unique<KeepAll>(), {tokens}, options).best.empty());
+  options.keep_best = true;
+  const auto all = perplexity(model, std::make_unique<KeepAll>(), {tokens}, options);
+  std::vector<int32_t> want;
+  for (const auto& [begin, end] : {std::pair{0, 40}, {40, 60}}) {
+    const auto window = part(tokens, begin, end);
+    const std::vector<int64_t> wide(window.begin(), window.end());
+    models::TrainingInput input;
+    input.tokens =
+        at::from_blob(const_cast<int64_t*>(wide.data()), {1, std::ssize(wide)}, at::kLong);
+    const at::Tensor best = model.forward(input).logits.argmax(-1).contiguous();
+    for (int64_t i = 0; i + 1 < std::ssize(wide); ++i)
+      want.push_back(static_cast<int32_t>(best.const_data_ptr<int64_t>()[i]));
+  }
+  EXPECT_EQ(all.best, want);
+  EXPECT_EQ(agreement(all, all), 1);
+  PerplexityResult other = all;
+  other.best[3] += 1;
+  EXPECT_DOUBLE_EQ(agreement(all, other), 1 - 1.0 / static_cast<double>(want.size()));
+}
+
 }  // namespace
 }  // namespace natslm::eval

@@ -228,6 +228,76 @@ TEST_P(EveryModel, DetachedScoresLeaveTheRestOfTheModelAlone) {
   EXPECT_EQ(gradient_of_price(true), 0.0);
 }
 
+TEST_P(EveryModel, WeightsThePriceOfEachSequenceAsItsGradient) {
+  const auto model = make_model(small_config(GetParam(), roles::RoleSet::kGls), kSeed);
+  const Tensor tokens = random_tokens(3, 40, model->config());
+  const auto priced = [&](const Tensor& weights) {
+    for (const auto& [name, tensor] : model->parameters()) tensor.mutable_grad() = Tensor();
+    TrainingInput input;
+    input.tokens = tokens;
+    input.detach_scores = true;
+    input.price_weights = weights;
+    const Tensor price = model->forward(input).price;
+    price.backward();
+    Tensor gradient;
+    for (const auto& [name, tensor] : model->parameters())
+      if (is_score_layer(name)) gradient = tensor.grad().clone();
+    return std::pair(price.item<double>(), gradient);
+  };
+  const auto weights = [](std::vector<float> values) {
+    return at::from_blob(values.data(), {3}, at::kFloat).clone();
+  };
+  const auto [plain, plain_gradient] = priced({});
+  const auto [ones, ones_gradient] = priced(weights({1, 1, 1}));
+  EXPECT_NEAR(plain, ones, 1e-6);
+  EXPECT_LT(worst_difference(plain_gradient, ones_gradient),
+            1e-5 * plain_gradient.abs().max().item<double>());
+  const auto [first, first_gradient] = priced(weights({4, 0, 0}));
+  const auto [others, others_gradient] = priced(weights({0, 2, 8}));
+  const auto [mixed, mixed_gradient] = priced(weights({4, 2, 8}));
+  EXPECT_NEAR(first + others, mixed, 1e-5);
+  EXPECT_LT(worst_difference(first_gradient + others_gradient, mixed_gradient),
+            1e-5 * mixed_gradient.abs().max().item<double>());
+}
+
+TEST_P(EveryModel, WithEveryKeyAliveIsTheModelWithoutRoles) {
+  const auto model = make_model(small_config(GetParam(), roles::RoleSet::kGls), kSeed);
+  const Tensor tokens = random_tokens(2, 40, model->config());
+  TrainingInput input;
+  input.tokens = tokens;
+  input.dense = true;
+  const TrainingOutput dense = model->forward(input);
+  EXPECT_FALSE(dense.price.defined());
+  EXPECT_EQ(dense.sampled.pairs, 1);
+  EXPECT_GT(worst_difference(dense.logits, argmax_forward(*model, tokens).logits), 1e-6);
+  // A bias beyond all logits makes every key Global or Local; dense does not depend on roles.
+  const auto plain = make_model(small_config(GetParam(), roles::RoleSet::kDense), kSeed);
+  EXPECT_LT(worst_difference(dense.logits, argmax_forward(*plain, tokens).logits), 1e-5);
+  EXPECT_LT(worst_difference(dense.logits, model->output(dense.hidden)), 1e-6);
+  input.want_logits = false;
+  EXPECT_FALSE(model->forward(input).logits.defined());
+}
+
+TEST_P(EveryModel, RecomputedActivationsGiveTheSameGradients) {
+  const auto model = make_model(small_config(GetParam(), roles::RoleSet::kGls), kSeed);
+  const auto gradients = [&](bool recompute) {
+    for (const auto& [name, tensor] : model->parameters()) tensor.mutable_grad() = Tensor();
+    TrainingInput input;
+    input.tokens = random_tokens(2, 40, model->config());
+    input.recompute = recompute;
+    const TrainingOutput out = model->forward(input);
+    (out.logits.square().mean() + out.price).backward();
+    std::vector<Tensor> all;
+    for (const auto& [name, tensor] : model->parameters()) all.push_back(tensor.grad().clone());
+    return all;
+  };
+  const auto kept = gradients(false), again = gradients(true);
+  for (size_t i = 0; i < kept.size(); ++i) {
+    EXPECT_LE(worst_difference(kept[i], again[i]), 1e-5 * kept[i].abs().max().item<double>())
+        << model->parameters()[i].first;
+  }
+}
+
 TEST_P(EveryModel, DrawsTheSameRolesInAnyBatch) {
   const Config c = config();
   const auto model = make_model(c, kSeed);
