@@ -36,7 +36,7 @@ struct Arguments {
   std::string recipe = "nats-lm";
   std::string out;
   bool resume = false;
-  double plain = 0.4, repeat = 0.3, facts = 0.3;
+  double plain = 0.55, repeat = 0.2, facts = 0.25;
   int64_t calibration_texts = 8, calibration_points = 13;
   double calibration_range = 6;
   int64_t compare_dense = 0;

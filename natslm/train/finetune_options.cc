@@ -31,6 +31,7 @@ FinetuneOptions published() {
   o.decay = 0.1;
   o.lambda = 0.046;
   o.bias_range = 0;
+  o.price_slope = 0;
   return o;
 }
 
@@ -88,8 +89,8 @@ double default_pairs(const FinetuneOptions& o) {
   const double t = static_cast<double>(o.context);
   const double w = std::min<double>(static_cast<double>(o.window + o.role_chunk), t);
   const double floor = (w * t - w * (w - 1) / 2) / (t * (t + 1) / 2);
-  // 0.28 at W = 64 and 2,048 tokens.
-  return floor + 0.233 * (1 - floor);
+  // 0.24 at W = 64 and 2,048 tokens.
+  return floor + 0.19 * (1 - floor);
 }
 
 roles::Options role_options(const FinetuneOptions& o) {

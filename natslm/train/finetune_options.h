@@ -27,7 +27,7 @@ inline constexpr const char* kHiddenError = "hidden-mse";  // of what the output
 struct FinetuneOptions {
   std::string method = kRolesMethod;
   std::string loss = kCrossEntropy;
-  int64_t steps = 280;
+  int64_t steps = 1350;
   int64_t batch = 8;
   int64_t micro_batch = 0;
   int64_t context = 2048;
@@ -45,8 +45,8 @@ struct FinetuneOptions {
   double lambda = 0;
   double control_gain = 0.05;
   double control_start = 0.01;
-  double bias_range = 3;
-  double price_slope = 0;
+  double bias_range = 8;
+  double price_slope = 0.25;
   bool recompute = false;
   uint64_t seed = 1;
   int64_t log_every = 10;
@@ -100,7 +100,7 @@ void for_each_field_of(O& o, Visit&& visit) {
   visit(
       "pairs", o.pairs, kWeights,
       "share of pairs of query and key alive to aim at, drawn biases included; 0: the window's and "
-      "23 % of the others");
+      "19 % of the others");
   visit("lambda", o.lambda, kWeights, "price of memory, fixed; 0: steered towards --pairs");
   visit("control-gain", o.control_gain, kWeights,
         "largest change of log(lambda) a step while aiming at --pairs");
