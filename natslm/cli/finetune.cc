@@ -175,6 +175,7 @@ class Run {
     progress->restart_at(tuner.steps_done());
     const train::FinetuneResult result = tuner.run();
     progress.reset();
+    NATSLM_CHECK(!result.stopped || result.steps > 0, "interrupted before the first step");
     if (result.stopped)
       fail("interrupted after step ", result.steps, " of ", a_.options.steps,
            "; the same command with --resume continues");
