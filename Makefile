@@ -5,10 +5,12 @@
 JOBS ?= $(shell awk -v cores=$$(nproc) '/MemAvailable/ { m = int($$2 / 1500000); print (m < 1 ? 1 : m < cores ? m : cores) }' /proc/meminfo)
 PRESET ?= cpu-release
 
-.PHONY: help setup build test cuda cuda-test check check-asan bench demo format clean
+.PHONY: help setup build test cuda cuda-test check check-asan bench demo demo-train format clean
 
 help:
-	@echo "make demo     train, evaluate and generate with learned key lifetimes, in a few minutes"
+	@echo "make demo     a real pretrained model with a quarter of its cache, beside the full one and its rivals, in"
+	@echo "              some minutes (TEXT=path: on your own text; otherwise on Python's manual)"
+	@echo "make demo-train   train, evaluate and generate with learned key lifetimes from scratch, in some minutes"
 	@echo "              (TEXT=path: on your own text; otherwise on Python's own sources)"
 	@echo "make test     build and run the tests"
 	@echo "make build    build everything; the program is build/$(PRESET)/nats-lm"
@@ -48,10 +50,11 @@ check-asan: setup
 bench: build
 	@tools/bench build/$(PRESET)
 
-demo: setup
+demo demo-train: setup
 	@cmake --preset $(PRESET) --log-level=WARNING
 	@cmake --build --preset $(PRESET) -j $(JOBS) --target nats-lm
-	@tools/demo build/$(PRESET)/nats-lm $(if $(TEXT),"$(TEXT)")
+	@$(if $(filter demo,$@),tools/fetch_model)
+	@$(if $(filter demo,$@),tools/demo,tools/demo_train) build/$(PRESET)/nats-lm $(if $(TEXT),"$(TEXT)")
 
 format: setup
 	@git ls-files -z '*.h' '*.cc' '*.cuh' '*.cu' | xargs -0 .venv/bin/clang-format -i

@@ -175,6 +175,7 @@ class Run {
     progress->restart_at(tuner.steps_done());
     const train::FinetuneResult result = tuner.run();
     progress.reset();
+    NATSLM_CHECK(!result.stopped || result.steps > 0, "interrupted before the first step");
     if (result.stopped)
       fail("interrupted after step ", result.steps, " of ", a_.options.steps,
            "; the same command with --resume continues");
@@ -217,7 +218,12 @@ class Run {
     nlohmann::ordered_json settings;
     train::for_each_field_of(a_.options, [&](const char* name, const auto& value, auto,
                                              const char*) { settings[name] = value; });
+    const std::string mix = recipe_->mix == "passkeys"
+                                ? std::string(recipe_->mix)
+                                : "plain " + fixed(a_.plain, 2) + ", repeat " +
+                                      fixed(a_.repeat, 2) + ", facts " + fixed(a_.facts, 2);
     return {{"recipe", a_.recipe},
+            {"mix", mix},
             {"settings", settings.dump()},
             {"texts", sources},
             {"text_fingerprint", text_.fingerprint},

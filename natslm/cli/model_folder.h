@@ -20,7 +20,7 @@ namespace natslm::cli {
 struct ModelFolder {
   std::unique_ptr<models::Model> model;
   std::unique_ptr<data::Tokenizer> tokenizer;
-  std::optional<data::ChatTemplate> chat;  // of models that were taught to answer
+  std::optional<data::ChatTemplate> chat;   // of models that were taught to answer
   std::optional<models::SideCar> side_car;  // that was attached
 
   bool has_roles() const { return model->config().roles.set != roles::RoleSet::kDense; }

@@ -6,11 +6,32 @@
 #include <string>
 
 #include "natslm/cli/command.h"
+#include "natslm/cli/lifetimes_view.h"
 #include "natslm/cli/table.h"
 #include "natslm/models/side_car.h"
 
 namespace natslm::cli {
 namespace {
+
+// The options that made the file: nats-lm finetune keeps them as one object. Null: it did not.
+nlohmann::ordered_json settings_of(const models::SideCar& s) {
+  const auto found = s.notes.find("settings");
+  if (found == s.notes.end()) return nullptr;
+  auto settings = nlohmann::ordered_json::parse(found->second, nullptr, /*allow_exceptions=*/false);
+  return settings.is_object() ? settings : nlohmann::ordered_json();
+}
+
+// Notes are whatever stands in somebody's file: a terminal is not handed what could be a command.
+void add_notes(Table& table, const models::SideCar& s, const nlohmann::ordered_json& settings) {
+  for (const auto& [name, value] : s.notes) {
+    if (name != "settings" || settings.is_null()) table.add({printable(name), printable(value)});
+  }
+  if (settings.is_null()) return;
+  for (const auto& [name, value] : settings.items()) {
+    table.add({printable("--" + name),
+               printable(value.is_string() ? value.get<std::string>() : value.dump())});
+  }
+}
 
 void show(const std::string& path, Context& context) {
   const models::SideCar s = models::read_side_car(path);
@@ -18,15 +39,16 @@ void show(const std::string& path, Context& context) {
   for (const auto& [name, tensor] : s.tensors) numbers += tensor.numel();
   Table about({"what", "value"});
   about.add({"method", s.method});
-  about.add({"model", s.model});
-  about.add({"identity", s.identity});
+  about.add({"model", printable(s.model)});
+  about.add({"identity", printable(s.identity)});
   if (s.method == "roles") {
     about.add({"roles", std::string(roles::name(s.roles.set))});
     about.add({"window", std::to_string(s.roles.window)});
     about.add({"tokens that share a role", std::to_string(s.roles.chunk)});
   }
   about.add({"numbers", std::to_string(numbers)});
-  for (const auto& [name, value] : s.notes) about.add({name, value});
+  const nlohmann::ordered_json settings = settings_of(s);
+  add_notes(about, s, settings);
   std::fputs(about.text().c_str(), stdout);
 
   nlohmann::ordered_json calibration = nlohmann::ordered_json::array();
@@ -51,6 +73,7 @@ void show(const std::string& path, Context& context) {
                       {"role_chunk", s.roles.chunk},
                       {"numbers", numbers},
                       {"notes", s.notes},
+                      {"settings", settings},
                       {"calibration", calibration},
                       {"layer_shares", s.calibration.layer_shares}});
 }

@@ -65,6 +65,18 @@ void add_to(uint64_t& h, const std::vector<int32_t>& ids) {
   h = mix64(h ^ checksum(bytes));
 }
 
+// Says what a user of fine-tuning can do about a text that is too small.
+data::CorpusSplit split_of(const data::Corpus& corpus, double held_out,
+                           const std::filesystem::path& path) {
+  try {
+    return data::split_corpus(corpus, held_out);
+  } catch (const Error&) {
+    fail(path.string(), ": of its ", corpus.bytes(),
+         " bytes nothing can be held back to measure budgets on, neither a file nor the last "
+         "lines of one; give more text, or --calibration-texts 0");
+  }
+}
+
 }  // namespace
 
 FinetuneText read_finetune_text(const FinetuneTextOptions& o, const data::Tokenizer& tokenizer,
@@ -82,7 +94,7 @@ FinetuneText read_finetune_text(const FinetuneTextOptions& o, const data::Tokeni
       const data::Corpus corpus = data::find_text({paths[i]});
       data::Corpus train = corpus, held_out;
       if (holds_back && o.held_out > 0 && o.held_out_texts > 0) {
-        data::CorpusSplit split = data::split_corpus(corpus, o.held_out);
+        data::CorpusSplit split = split_of(corpus, o.held_out, paths[i]);
         train = std::move(split.train);
         held_out = std::move(split.validation);
       }

@@ -68,6 +68,7 @@ void write_model(const std::filesystem::path& folder, const RandomModel& what) {
   for (const auto& [name, value] : model->parameters()) {
     // Weights as small as training starts with would give every token nearly the same chance.
     if (value.dim() == 2) value.mul_(8);
+    if (value.dim() == 1 && name.ends_with("norm.weight")) value.mul_(what.norms);
     if (what.all_global && name.find("roles") != std::string::npos) value.zero_();
   }
   models::save_model(*model, folder);

@@ -17,6 +17,7 @@ struct RandomModel {
   roles::RoleSet set = roles::RoleSet::kGls;
   bool all_global = false;  // the roles are learned, and every one is Global
   uint64_t seed = 1;
+  float norms = 1;  // weights of all norms, by which side-cars tell models apart
 };
 
 // config.json, model.safetensors, tokenizer.json.
