@@ -57,7 +57,9 @@ TEST(Budget, OfKeysBoundsTheKeysOfAnyLength) {
     const auto use = engine.score({.tokens = some_tokens(tokens, 3)}).use;
     EXPECT_LE(use.kv_end * tokens * 4, 120 + 1e-9);
     EXPECT_LE(use.kv_peak_over_cap, 1);
-    if (tokens == 400) EXPECT_GT(use.kv_end * tokens * 4, 100);  // it is used, too
+    if (tokens == 400) {
+      EXPECT_GT(use.kv_end * tokens * 4, 100);  // it is used, too
+    }
   }
 }
 
