@@ -352,8 +352,10 @@ TEST_P(EveryModel, ComesBackFromItsFolder) {
   const auto folder = std::filesystem::path(::testing::TempDir()) / ("model_" + GetParam());
   save_model(*model, folder);
   // Hugging Face's layout has no place for score layers: those of pretrained families are made
-  // anew, from the same seed the same.
-  const auto again = load_model(folder, {.roles = c.roles, .seed = kSeed});
+  // anew, from the same seed the same. Our own models' come with them.
+  PretrainedOptions options;
+  if (is_pretrained(folder)) options = {.roles = c.roles, .seed = kSeed};
+  const auto again = load_model(folder, options);
   ASSERT_EQ(again->parameters().size(), model->parameters().size());
   for (size_t i = 0; i < model->parameters().size(); ++i) {
     EXPECT_EQ(again->parameters()[i].first, model->parameters()[i].first);
@@ -363,6 +365,26 @@ TEST_P(EveryModel, ComesBackFromItsFolder) {
   const Tensor tokens = random_tokens(1, 20, c);
   EXPECT_TRUE(
       at::equal(argmax_forward(*again, tokens).logits, argmax_forward(*model, tokens).logits));
+  std::filesystem::remove_all(folder);
+}
+
+TEST_P(EveryModel, ADenseOneIsOpenedWithScoreLayersThatAloneCanLearn) {
+  const auto dense = make_model(small_config(GetParam(), roles::RoleSet::kDense), kSeed);
+  const auto folder = std::filesystem::path(::testing::TempDir()) / ("dense_" + GetParam());
+  save_model(*dense, folder);
+  const auto model =
+      load_model(folder, {.roles = {.set = roles::RoleSet::kGs, .window = 3}, .seed = 7});
+  EXPECT_EQ(model->config().roles.set, roles::RoleSet::kGs);
+  int layers = 0;
+  for (const auto& [name, tensor] : model->parameters()) {
+    EXPECT_EQ(tensor.requires_grad(), is_score_layer(name)) << name;
+    layers += is_score_layer(name);
+  }
+  EXPECT_EQ(layers, model->config().layers);
+  TrainingInput input;
+  input.tokens = random_tokens(1, 20, model->config());
+  input.dense = true;
+  EXPECT_TRUE(at::equal(model->forward(input).logits, argmax_forward(*dense, input.tokens).logits));
   std::filesystem::remove_all(folder);
 }
 

@@ -131,6 +131,8 @@ TEST(FineTuner, SteersThePriceTowardsTheAskedShareOfPairs) {
   FinetuneOptions o = few_steps();
   o.steps = 150;
   o.pairs = 0.4;
+  o.bias_range = 3;
+  o.price_slope = 0;
   o.control_start = 0.1;
   o.learning_rate = 0.05;
   const FinetuneResult result = FineTuner(*model, sample, o, folder / "run", {}).run();
