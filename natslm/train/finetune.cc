@@ -193,6 +193,8 @@ StepReport FineTuner::step(int64_t index) {
 void FineTuner::save_checkpoint() {
   Json state = {{"step", step_},
                 {"seconds", seconds_},
+                {"loss", last_.loss},
+                {"pairs", last_.sampled.pairs},
                 {"options", options_json(options_)},
                 {"identity", parts_.identity}};
   if (control_) {
@@ -231,6 +233,8 @@ bool FineTuner::resume() {
     fill("optimizer.safetensors", optimizer_.state());
     step_ = state.at("step").get<int64_t>();
     seconds_ = state.at("seconds").get<double>();
+    last_.loss = state.at("loss").get<double>();
+    last_.sampled.pairs = state.at("pairs").get<double>();
     optimizer_.set_steps(step_);
     if (control_) {
       const Json& control = state.at("control");
@@ -286,7 +290,8 @@ FinetuneResult FineTuner::run() {
         step_ < options_.steps)
       save_checkpoint();
   }
-  if (stopped && step_ > first) save_checkpoint();
+  // Also of a finished run: what its caller does next, such as measuring budgets, may be stopped.
+  if (step_ > first) save_checkpoint();
 
   FinetuneResult result;
   result.stopped = stopped;

@@ -91,6 +91,24 @@ TEST(SideCar, GivesAnotherCopyOfItsModelTheSameScoreLayersBitForBit) {
   EXPECT_FALSE(at::equal(named(*model, rest), named(*other, rest)));
 }
 
+TEST(SideCar, TheShippedOnesAreSmallAndServeBudgetsFromSixToFiftyPercent) {
+  int found = 0;
+  for (const auto& file : fs::directory_iterator(fs::path(NATSLM_TEST_SOURCE) / "sidecars")) {
+    if (file.path().extension() != ".safetensors") continue;
+    ++found;
+    EXPECT_LT(file.file_size(), 1'000'000u) << file.path();
+    const SideCar s = read_side_car(file.path());
+    EXPECT_EQ(s.method, "roles");
+    ASSERT_FALSE(s.calibration.bias.empty()) << file.path();
+    EXPECT_LE(s.calibration.kv_end.back(), 0.06f);
+    EXPECT_GE(s.calibration.kv_end.front(), 0.5f);
+    EXPECT_EQ(s.calibration.layer_shares.size(), s.tensors.size());
+    for (const auto& [name, tensor] : s.tensors) EXPECT_EQ(tensor.scalar_type(), at::kBFloat16);
+    EXPECT_TRUE(s.notes.contains("settings") && s.notes.contains("version")) << file.path();
+  }
+  EXPECT_GE(found, 1);
+}
+
 TEST(SideCar, FitsNoModelOfOtherSizesAndNoneOfOtherNorms) {
   const auto model = make_model(small(), 3);
   const SideCar side_car = side_car_of(*model);

@@ -158,6 +158,21 @@ TEST(FineTuner, ARunThatWasStoppedEndsAsTheOneThatWasNot) {
         << whole->parameters()[i].first;
 }
 
+TEST(FineTuner, AFinishedRunIsResumedAtItsEndWithTheSameResult) {
+  const ScratchFolder folder;
+  const auto model = frozen(), again = frozen();
+  const FinetuneResult result = FineTuner(*model, sample, few_steps(), folder / "run", {}).run();
+  FineTuner tuner(*again, sample, few_steps(), folder / "run", {});
+  ASSERT_TRUE(tuner.resume());
+  const FinetuneResult resumed = tuner.run();
+  EXPECT_EQ(resumed.steps, result.steps);
+  EXPECT_EQ(resumed.loss, result.loss);
+  EXPECT_EQ(resumed.pairs, result.pairs);
+  EXPECT_EQ(resumed.lambda, result.lambda);
+  for (size_t i = 0; i < model->parameters().size(); ++i)
+    EXPECT_TRUE(at::equal(model->parameters()[i].second, again->parameters()[i].second));
+}
+
 TEST(FineTuner, RefusesToGoOnWithOtherOptionsOrOtherTexts) {
   const ScratchFolder folder;
   const auto model = frozen();
