@@ -38,7 +38,7 @@ struct Arguments {
   bool resume = false;
   double plain = 0.55, repeat = 0.2, facts = 0.25;
   int64_t calibration_texts = 8, calibration_points = 13;
-  double calibration_range = 6;
+  double calibration_range = 18;
   int64_t compare_dense = 0;
   std::string device = "cpu";
   train::FinetuneOptions options = train::finetune_recipe("nats-lm").options;
