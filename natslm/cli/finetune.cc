@@ -92,11 +92,8 @@ class Run {
     const models::Config config = models::load_config(a_.model);
     NATSLM_CHECK(a_.options.context <= config.context, "--context is ", a_.options.context,
                  "; the model in ", a_.model, " reads at most ", config.context, " tokens");
-    const std::string dtype = !a_.dtype.empty() ? a_.dtype
-                              : device.is_cpu() ? "float32"
-                                                : "bfloat16";
     opened_.model =
-        models::load_model(a_.model, {.type = dtype == "bfloat16" ? at::kBFloat16 : at::kFloat,
+        models::load_model(a_.model, {.type = weights_type(a_.dtype, device),
                                       .context = static_cast<int32_t>(a_.options.context),
                                       .roles = train::role_options(a_.options),
                                       .seed = a_.options.seed});

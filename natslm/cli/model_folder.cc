@@ -23,6 +23,11 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->check(CLI::IsMember({"float32", "bfloat16"}));
 }
 
+at::ScalarType weights_type(const std::string& dtype, const c10::Device& device) {
+  if (dtype.empty()) return device.is_cpu() ? at::kFloat : at::kBFloat16;
+  return dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
 ModelFolder open_tokenizer(const std::string& path) {
   NATSLM_CHECK(
       std::filesystem::is_directory(path) || models::is_pretrained(path), path,
@@ -36,11 +41,7 @@ ModelFolder open_tokenizer(const std::string& path) {
 
 void open_model(ModelFolder& opened, const ModelOptions& options, const c10::Device& device,
                 int32_t context) {
-  const std::string dtype = !options.dtype.empty() ? options.dtype
-                            : device.is_cpu()      ? "float32"
-                                                   : "bfloat16";
-  models::PretrainedOptions how{.type = dtype == "bfloat16" ? at::kBFloat16 : at::kFloat,
-                                .context = context};
+  models::PretrainedOptions how{.type = weights_type(options.dtype, device), .context = context};
   if (!options.side_car.empty()) {
     opened.side_car = models::read_side_car(options.side_car);
     how.roles = opened.side_car->roles;

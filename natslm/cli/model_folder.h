@@ -35,6 +35,8 @@ struct ModelOptions {
   std::string side_car;  // empty: none
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
+// What --weights-dtype means there; empty: the device's default.
+at::ScalarType weights_type(const std::string& dtype, const c10::Device& device);
 
 // The same model is another one by how long its texts are (models::PretrainedOptions::context), so
 // whoever knows the text first opens the tokenizer alone.

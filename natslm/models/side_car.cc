@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -22,7 +21,6 @@ namespace natslm::models {
 namespace {
 
 using at::Tensor;
-using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kFormat = "nats-lm roles 1";
 

@@ -6,7 +6,6 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/stack.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -18,9 +17,10 @@
 
 #include "natslm/base/error.h"
 #include "natslm/models/safetensors.h"
-#include "natslm/roles/assign_roles.h"
+#include "natslm/roles/roles.h"
 #include "natslm/train/device.h"
 #include "natslm/train/finetune_loss.h"
+#include "natslm/train/report_mean.h"
 #include "natslm/train/run_log.h"
 #include "natslm/train/schedule.h"
 #include "natslm/train/step_plan.h"
@@ -89,11 +89,11 @@ FineTuner::FineTuner(models::Model& model, TextSamples samples, const FinetuneOp
   NATSLM_CHECK(options_.context <= model_.config().context, "--context is ", options_.context,
                "; the model was built for at most ", model_.config().context);
   if (options_.method == kRolesMethod && options_.lambda == 0) {
-    const double target = options_.pairs > 0 ? options_.pairs : default_pairs(options_);
-    control_.emplace(roles::BudgetOptions{
-        .target = target, .initial_lambda = options_.control_start, .gain = options_.control_gain});
+    if (options_.pairs == 0) options_.pairs = default_pairs(options_);
+    control_.emplace(roles::BudgetOptions{.target = options_.pairs,
+                                          .initial_lambda = options_.control_start,
+                                          .gain = options_.control_gain});
   }
-  if (options_.pairs == 0 && control_) options_.pairs = default_pairs(options_);
 }
 
 void FineTuner::add_part(int64_t step, int64_t first, int64_t count, const Tensor& tokens,
@@ -258,8 +258,7 @@ FinetuneResult FineTuner::run() {
   const c10::Device device = model_.device();
   if (device.is_cuda()) reset_peak_device_bytes(device);
 
-  StepReport sum{.sampled = {0, 0, 0}, .kv_end = 0};
-  int64_t count = 0;
+  ReportMean mean;
   bool stopped = false;
   while (step_ < options_.steps && !(stopped = parts_.stop && parts_.stop())) {
     StepReport report = step(step_);
@@ -267,24 +266,10 @@ FinetuneResult FineTuner::run() {
     report.seconds_left = seconds_since(begin) / static_cast<double>(step_ - first) *
                           static_cast<double>(options_.steps - step_);
     if (parts_.on_step) parts_.on_step(report);
-    ++count;
-    sum.loss += report.loss;
-    sum.gradient_norm += report.gradient_norm;
-    sum.sampled.pairs += report.sampled.pairs;
-    sum.sampled.kv_end += report.sampled.kv_end;
-    sum.sampled.kv_mean += report.sampled.kv_mean;
-    sum.kv_end += report.kv_end;
+    mean.add(report);
     if (step_ % options_.log_every == 0 || step_ == options_.steps) {
-      const auto n = static_cast<double>(count);
-      last_ = report;
-      last_.loss = sum.loss / n;
-      last_.gradient_norm = sum.gradient_norm / n;
-      last_.sampled = {sum.sampled.pairs / n, sum.sampled.kv_end / n, sum.sampled.kv_mean / n};
-      last_.kv_end = sum.kv_end / n;
-      sum = {.sampled = {0, 0, 0}, .kv_end = 0};
-      count = 0;
+      last_ = mean.take();
       log.write(last_);
-      if (parts_.on_log) parts_.on_log(last_);
     }
     if (options_.checkpoint_every > 0 && step_ % options_.checkpoint_every == 0 &&
         step_ < options_.steps)

@@ -36,7 +36,7 @@ using TextSamples =
 
 struct FinetuneParts {
   // StepReport::kv_end is that of argmax roles without bias; `sampled` has the biases drawn.
-  std::function<void(const StepReport&)> on_step, on_log;
+  std::function<void(const StepReport&)> on_step;
   std::function<bool()> stop;  // asked after each step: true means save and return
   // Kept in the checkpoints and required to be equal on resume: the model, the texts.
   std::string identity;

@@ -15,6 +15,7 @@
 #include "natslm/models/models.h"
 #include "natslm/models/safetensors.h"
 #include "natslm/train/device_steps.h"
+#include "natslm/train/report_mean.h"
 #include "natslm/train/run_log.h"
 #include "natslm/train/steps.h"
 
@@ -44,37 +45,6 @@ Json to_json(const Options& options) {
   });
   return json;
 }
-
-// Means of what the steps since the last log line reported.
-class Mean {
- public:
-  void add(const StepReport& r) {
-    ++count_;
-    sum_.loss += r.loss;
-    sum_.gradient_norm += r.gradient_norm;
-    sum_.kv_end += r.kv_end;
-    sum_.sampled.pairs += r.sampled.pairs;
-    sum_.sampled.kv_end += r.sampled.kv_end;
-    sum_.sampled.kv_mean += r.sampled.kv_mean;
-    last_ = r;
-  }
-  int64_t count() const { return count_; }
-  StepReport take() {
-    StepReport mean = last_;
-    const double n = static_cast<double>(std::max<int64_t>(count_, 1));
-    mean.loss = sum_.loss / n;
-    mean.gradient_norm = sum_.gradient_norm / n;
-    mean.kv_end = sum_.kv_end / n;
-    mean.sampled = {sum_.sampled.pairs / n, sum_.sampled.kv_end / n, sum_.sampled.kv_mean / n};
-    *this = {};
-    return mean;
-  }
-
- private:
-  int64_t count_ = 0;
-  StepReport sum_{.sampled = {0, 0, 0}, .kv_end = 0};
-  StepReport last_;
-};
 
 }  // namespace
 
@@ -228,7 +198,7 @@ Result Trainer::run() {
   const auto begin = std::chrono::steady_clock::now();
   const int64_t first = step_;
   RunLog log(folder_ / "log.jsonl", step_);
-  Mean mean;
+  ReportMean mean;
   std::optional<Validation> validation;
   int64_t saved = step_ > 0 ? step_ : -1;
   // Takes the oldest step that has begun.
