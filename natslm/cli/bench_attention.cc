@@ -315,7 +315,7 @@ RandomRoles even_roles(const Workload& w) {
 void measure_crossovers(const std::vector<Workload>& all, const Options& o,
                         const c10::Device& device, Context& context) {
   NATSLM_CHECK(device.is_cuda(), "--crossover compares GPU paths: add --device cuda");
-  std::vector<std::string> header = {"shape", "tokens", "alive", "pass"};
+  std::vector<std::string> header = {"shape", "tokens", "batch", "alive", "pass"};
   for (const AttentionPath path : kernels::kAttentionPaths) header.emplace_back(name(path));
   Table table(header);
   std::string rows;
@@ -347,10 +347,12 @@ void measure_crossovers(const std::vector<Workload>& all, const Options& o,
         return (pass == Pass::kForward ? times[i].forward : times[i].backward).median();
       };
       std::vector<std::string> cells = {shape_name(w), std::to_string(w.tokens),
-                                        percent(work.pairs()), std::string(name(pass))};
+                                        std::to_string(w.batch), percent(work.pairs()),
+                                        std::string(name(pass))};
       size_t best = 0;
       nlohmann::ordered_json line = {{"shape", shape_name(w)},
                                      {"tokens", w.tokens},
+                                     {"batch", w.batch},
                                      {"pairs", work.pairs()},
                                      {"pass", name(pass)}};
       for (const AttentionPath path : kernels::kAttentionPaths) {

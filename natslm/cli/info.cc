@@ -78,6 +78,7 @@ nlohmann::ordered_json crossover_rows() {
                     {"most_group", row.most_group},
                     {"most_density", row.most_density},
                     {"from_tokens", row.from_tokens},
+                    {"from_rows", row.from_rows},
                     {"every_key", row.every_key},
                     {"path", name(row.path)}});
   }
@@ -85,17 +86,20 @@ nlohmann::ordered_json crossover_rows() {
 }
 
 void print_crossovers() {
-  Table table({"pass", "head size", "group up to", "alive", "tokens from", "GPU path"});
+  Table table(
+      {"pass", "head size", "group up to", "alive", "tokens from", "rows from", "GPU path"});
   for (const kernels::Crossover& row : kernels::crossovers()) {
     table.add({std::string(name(row.pass)),
                row.head_dim == 0 ? "any" : std::to_string(row.head_dim),
                row.most_group == kernels::kAnyGroup ? "any" : std::to_string(row.most_group),
                row.every_key ? "all, known" : "up to " + percent(row.most_density, 0),
-               std::to_string(row.from_tokens), std::string(name(row.path))});
+               std::to_string(row.from_tokens), std::to_string(row.from_rows),
+               std::string(name(row.path))});
   }
   std::printf(
-      "\nwhich GPU path takes what (a later row beats an earlier one; library: cuDNN or "
-      "FlashAttention in LibTorch):\n%s",
+      "\nwhich GPU path takes what (a later row beats an earlier one; rows: sequences x query "
+      "heads "
+      "x tokens; library: cuDNN or FlashAttention in LibTorch):\n%s",
       table.text().c_str());
 }
 

@@ -22,9 +22,9 @@ namespace {
 constexpr int kFailed = 1;
 constexpr int kWrongUsage = 2;
 
-// Lets freed memory stay with the process for the next tensor. As glibc comes, every large tensor is
-// memory new from the system, a page fault for each 4 KB: 3 to 6 % of a training step, and of sparse
-// attention over 16,384 tokens.
+// Lets freed memory stay with the process for the next tensor. As glibc comes, every large tensor
+// is memory new from the system, a page fault for each 4 KB: 3 to 6 % of a training step, and of
+// sparse attention over 16,384 tokens.
 void keep_freed_memory() {
 #ifdef __GLIBC__
   constexpr int kMostKeptBytes = 1 << 30;

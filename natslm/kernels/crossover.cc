@@ -11,16 +11,21 @@ namespace {
 using enum Pass;
 using enum AttentionPath;
 
-// One H200, 24 November 2026. Over sorted keys both backends won forward at 1,024 tokens and above
-// (12/12/64 with 16.6 % of the pairs visible, 32/8/128 with 13.6 and 21.7 %), and lost 2 to 17 %
-// with all pairs visible; backward with role sums the Hopper kernels took 0.410 ms over sorted keys
-// and 0.395 ms in position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities
-// between 0.25 and 0.6, and lengths between 1,024 and 4,096, are estimates.
+// Batches that keep every multiprocessor of an H200 busy: between one sequence of 2,048 tokens and
+// 16,384 tokens in several, with 12 to 32 query heads.
+constexpr int64_t kBusy = 131072;
+
+// One H200, 24 November and 1 December 2026 (docs/results.md, "Short and dense"). Forward up to
+// 2,048 tokens: every row measured at 128 to 2,048 tokens, 30 to 95 % visible, alone and 16,384
+// tokens in all. Two of the closest: 12/12/64, 128 x 128 tokens: all keys 0.042 ms, listed ones
+// 0.046; 32/8/128, 32 x 512, 95 %: position order 0.251, all and listed 0.262. 32/8/128, 16 x
+// 1,024, 75 %: sorted 0.329, listed 0.370, position order 0.377. Longer texts: over sorted keys
+// both backends won up to 75 % (12/12/64 and 32/8/128 at 2,048 and 4,096), and lost 2 to 17 % with
+// all pairs visible.
 //
-// sm90-short takes at most 2,048 tokens. 32/8/128, one sequence: 0.0070 ms at 128 tokens with 45 %
-// visible, where position order takes 0.0124 with 76 %; 0.0110 and 0.0189 at 512. At 16 x 1,024
-// tokens 0.296 and 0.408: it reads each key once for 64 rows only, which L2 does not keep up with
-// where most keys live, so that from there on position order has the dense end (an estimate).
+// Backward with role sums the Hopper kernels took 0.410 ms over sorted keys and 0.395 ms in
+// position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities between 0.25 and 0.6,
+// and lengths between 1,024 and 4,096, are estimates there.
 //
 // Every key visible: forward, 32/8/128 at 16,384 tokens the Hopper kernel took 3.04 ms and cuDNN
 // 3.78 ms; at 16 x 1,024 tokens of 12/12/64 they took 0.118 and 0.085 ms.
@@ -28,10 +33,20 @@ constexpr Crossover kCrossovers[] = {
     {kForward, 0, 8, 1.00, 0, kCudaPosition},
     {kForward, 0, 8, 0.60, 1024, kCudaSorted},
     {kForward, 0, 8, 1.00, 0, kSm90Position},
-    {kForward, 0, 8, 1.00, 0, kSm90Short},
-    {kForward, 128, 8, 1.00, 1024, kSm90Position},
-    {kForward, 0, 8, 0.60, 1024, kSm90Sorted},
-    {kForward, 0, 8, 0.60, 0, kSm90Short},
+    {kForward, 64, 8, 1.00, 0, kSm90ShortAll},
+    {kForward, 64, 8, 1.00, 129, kSm90Short},
+    {kForward, 128, 8, 1.00, 0, kSm90ShortAll},
+    {kForward, 128, 8, 0.60, 0, kSm90Short},
+    {kForward, 128, 8, 0.85, 257, kSm90Short},
+    {kForward, 128, 8, 1.00, 385, kSm90Position, false, kBusy},
+    {kForward, 128, 8, 0.85, 385, kSm90Short, false, kBusy},
+    {kForward, 128, 8, 0.85, 1024, kSm90Sorted, false, kBusy},
+    {kForward, 128, 8, 0.60, 1024, kSm90Short},
+    {kForward, 0, 8, 1.00, 2048, kSm90Position},
+    {kForward, 0, 8, 0.85, 2048, kSm90Sorted},
+    {kForward, 0, 8, 0.60, 2048, kSm90Short},
+    {kForward, 128, 8, 0.60, 2048, kSm90Sorted, false, kBusy},
+    {kForward, 0, 8, 0.85, 2049, kSm90Sorted},
     {kBackward, 0, 8, 1.00, 0, kCudaPosition},
     {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
     {kBackward, 0, 8, 1.00, 0, kSm90Position},
@@ -44,7 +59,8 @@ constexpr Crossover kCrossovers[] = {
 };
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",
-                                           "sm90-sorted",   "sm90-short",  "library"};
+                                           "sm90-sorted",   "sm90-short",  "sm90-short-all",
+                                           "library"};
 static_assert(std::size(kPathNames) == std::size(kAttentionPaths));
 
 constexpr Pass pass_of(const AttentionForward&) {
@@ -67,20 +83,29 @@ std::string why_not_on(const Params& p, AttentionPath path) {
   if (is_sorted(path) && !p.sorted.order) return "it needs an order of the keys, and none came";
   const Params own = on_path(p, path);
   if (path == kSm90Short) return std::string(sm90_short::why_not(own));
+  if (path == kSm90ShortAll) return std::string(sm90_short_all::why_not(own));
   return std::string(is_sm90(path) ? sm90::why_not(own) : cuda::why_not(own));
 }
 
 template <class Params>
 std::optional<AttentionPath> choose_path_for(const Params& p, double density) {
   if (p.kv_heads < 1) return std::nullopt;
-  return choose_path({pass_of(p), p.head_dim, p.q_heads / p.kv_heads, p.tokens, density},
-                     [&](AttentionPath path) { return why_not_on(p, path).empty(); });
+  const AttentionShape shape = {
+      .pass = pass_of(p),
+      .head_dim = p.head_dim,
+      .group = p.q_heads / p.kv_heads,
+      .tokens = p.tokens,
+      .density = density,
+      .rows = int64_t{p.batch} * p.q_heads * p.tokens,
+  };
+  return choose_path(shape, [&](AttentionPath path) { return why_not_on(p, path).empty(); });
 }
 
 template <class Params>
 size_t workspace_bytes_on(const Params& p, AttentionPath path) {
   const Params own = on_path(p, path);
   if (path == kSm90Short) return sm90_short::workspace_bytes(own);
+  if (path == kSm90ShortAll) return sm90_short_all::workspace_bytes(own);
   return is_sm90(path) ? sm90::workspace_bytes(own) : cuda::workspace_bytes(own);
 }
 
@@ -89,6 +114,7 @@ void run_on(const Params& p, AttentionPath path, CUstream_st* stream) {
   NATSLM_ASSERT(path != kLibrary);
   const Params own = on_path(p, path);
   if (path == kSm90Short) return sm90_short::run(own, stream);
+  if (path == kSm90ShortAll) return sm90_short_all::run(own, stream);
   is_sm90(path) ? sm90::run(own, stream) : cuda::run(own, stream);
 }
 

@@ -28,11 +28,13 @@ enum class AttentionPath : uint8_t {
   kSm90Position,
   kSm90Sorted,
   kSm90Short,
+  kSm90ShortAll,
   kLibrary
 };
 inline constexpr AttentionPath kAttentionPaths[] = {
     AttentionPath::kCudaPosition, AttentionPath::kCudaSorted, AttentionPath::kSm90Position,
-    AttentionPath::kSm90Sorted,   AttentionPath::kSm90Short,  AttentionPath::kLibrary};
+    AttentionPath::kSm90Sorted,   AttentionPath::kSm90Short,  AttentionPath::kSm90ShortAll,
+    AttentionPath::kLibrary};
 std::string_view name(AttentionPath path);                      // "cuda-position", ...
 std::optional<AttentionPath> attention_path(std::string_view);  // from its name
 
@@ -41,7 +43,7 @@ constexpr bool is_sorted(AttentionPath path) {
 }
 constexpr bool is_sm90(AttentionPath path) {
   return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted ||
-         path == AttentionPath::kSm90Short;
+         path == AttentionPath::kSm90Short || path == AttentionPath::kSm90ShortAll;
 }
 
 inline constexpr int32_t kAnyGroup = INT32_MAX;
@@ -54,6 +56,7 @@ struct Crossover {
   int32_t from_tokens;  // T, at least
   AttentionPath path;
   bool every_key = false;  // only where every key is known to be visible to every later query
+  int64_t from_rows = 0;   // B * Hq * T, at least: whether the device is busy or waits
 };
 // A later row beats an earlier one. The first row of a pass takes everything.
 std::span<const Crossover> crossovers();
@@ -63,12 +66,14 @@ struct AttentionShape {
   int32_t head_dim = 0, group = 1, tokens = 0;
   double density = 1;      // expected; a wrong guess costs time only
   bool every_key = false;  // known, and then density is 1: a wrong claim gives wrong results
+  int64_t rows = 0;        // B * Hq * T
 };
 
 constexpr bool covers(const Crossover& row, const AttentionShape& shape) {
   return row.pass == shape.pass && (row.head_dim == 0 || row.head_dim == shape.head_dim) &&
          shape.group <= row.most_group && shape.density <= row.most_density &&
-         shape.tokens >= row.from_tokens && (shape.every_key || !row.every_key);
+         shape.tokens >= row.from_tokens && shape.rows >= row.from_rows &&
+         (shape.every_key || !row.every_key);
 }
 
 // The path of the last row that covers the shape and is usable(path); nothing if none is.

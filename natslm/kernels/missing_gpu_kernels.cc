@@ -26,6 +26,7 @@ NATSLM_MISSING(cuda, AttentionForward)
 #ifdef NATSLM_NO_SM90_ATTENTION_FORWARD
 NATSLM_MISSING(sm90, AttentionForward)
 NATSLM_MISSING(sm90_short, AttentionForward)
+NATSLM_MISSING(sm90_short_all, AttentionForward)
 #endif
 #ifdef NATSLM_NO_CUDA_ATTENTION_BACKWARD
 NATSLM_MISSING(cuda, AttentionBackward)
@@ -33,6 +34,7 @@ NATSLM_MISSING(cuda, AttentionBackward)
 #ifdef NATSLM_NO_SM90_ATTENTION_BACKWARD
 NATSLM_MISSING(sm90, AttentionBackward)
 NATSLM_MISSING(sm90_short, AttentionBackward)
+NATSLM_MISSING(sm90_short_all, AttentionBackward)
 #endif
 
 #undef NATSLM_MISSING

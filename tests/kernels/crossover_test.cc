@@ -16,7 +16,8 @@ TEST(Crossover, HasAPathForEveryShapeOnEveryKindOfGpu) {
       for (int group = 1; group <= 8; ++group) {
         for (int tokens = 1; tokens <= 1 << 21; tokens *= 2) {
           for (const double density : {0.01, 0.1, 0.5, 0.9, 1.0}) {
-            const AttentionShape shape = {pass, head_dim, group, tokens, density};
+            const AttentionShape shape = {
+                pass, head_dim, group, tokens, density, false, tokens % 3 * int64_t{tokens} * 1000};
             const auto hopper = choose_path(shape, [](AttentionPath) { return true; });
             ASSERT_TRUE(hopper.has_value());
             const auto older = choose_path(shape, [](AttentionPath p) { return !is_sm90(p); });
@@ -36,12 +37,22 @@ TEST(Crossover, TakesTheLastRowThatCoversTheShape) {
   for (const Crossover& row : crossovers()) {
     const AttentionShape shape = {row.pass,         row.head_dim ? row.head_dim : 64,
                                   row.most_group,   row.from_tokens,
-                                  row.most_density, row.every_key};
+                                  row.most_density, row.every_key,
+                                  row.from_rows};
     EXPECT_TRUE(covers(row, shape));
     const auto only_this = choose_path(shape, [&](AttentionPath p) { return p == row.path; });
     EXPECT_EQ(only_this, row.path);
   }
   EXPECT_EQ(choose_path({}, [](AttentionPath) { return false; }), std::nullopt);
+}
+
+TEST(Crossover, CountsTheRowsOfTheWholeBatch) {
+  const auto shape = [](int64_t rows) {
+    return AttentionShape{Pass::kForward, 128, 4, 1024, 0.75, false, rows};
+  };
+  const auto all = [](AttentionPath) { return true; };
+  EXPECT_EQ(choose_path(shape(32 * 1024), all), AttentionPath::kSm90Short);
+  EXPECT_EQ(choose_path(shape(16 * 32 * 1024), all), AttentionPath::kSm90Sorted);
 }
 
 TEST(Crossover, TheLibraryIsTakenOnlyWhereEveryKeyIsKnownToBeVisible) {

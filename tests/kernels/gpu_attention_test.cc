@@ -48,6 +48,10 @@ constexpr int kShortTokens = 2048;    // of what the short path says it takes
 
 // ------------------------------------------------------------------ what is tested
 
+bool is_short(const AttentionBackend& backend) {
+  return &backend == &kSm90ShortBackend || &backend == &kSm90ShortAllBackend;
+}
+
 struct Combination {
   const AttentionBackend* backend;
   bool backward, sorted;
@@ -111,10 +115,12 @@ const std::vector<Combination>& combinations() {
       return found;
     }
     const char* only = std::getenv("NATSLM_GPU_ONLY");
-    for (const AttentionBackend* backend : {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend}) {
+    for (const AttentionBackend* backend :
+         {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend, &kSm90ShortAllBackend}) {
       for (const bool backward : {false, true}) {
         for (const bool sorted : {false, true}) {
-          if (sorted && backend == &kSm90ShortBackend) continue;  // knows no order
+          if (sorted && is_short(*backend)) continue;                  // they know no order
+          if (backward && backend == &kSm90ShortAllBackend) continue;  // forward only
           const Combination combination{backend, backward, sorted};
           if (only && combination.name().find(only) == std::string::npos) continue;
           const std::string reason = missing(combination);
@@ -170,7 +176,8 @@ struct Prepared {
                 {"dv", c.dtype, c.kv_heads, c.tokens, c.head_dim, truth.dv, {}},
                 {"role_sums", DType::kFloat32, c.kv_heads, c.tokens, 1, truth.role_sums, {}}};
     for (const AttentionBackend* plain :
-         {&kPlainBackend, &kPlainAgainBackend, &kMatrixUnitBackend}) {
+         {&kPlainBackend, &kPlainAgainBackend, &kMatrixUnitBackends[0], &kMatrixUnitBackends[1],
+          &kMatrixUnitBackends[2]}) {
       const ForwardOutputs f = run_forward(problem, *memory, *plain, with_mass);
       forward[0].plain.push_back(f.out);
       forward[1].plain.push_back(f.lse);
@@ -597,7 +604,7 @@ std::string check_long(const DeviceProblem& problem, Memory& memory, const Combi
   while (chosen.size() < 28) chosen.insert(static_cast<int32_t>(random() % c.tokens));
   const std::vector<int32_t> positions(chosen.begin(), chosen.end());
   const RunOptions options{.sorted = combination.sorted, .mass = true, .workspace = 0xff};
-  if (combination.backend == &kSm90ShortBackend && c.tokens > kShortTokens) {
+  if (is_short(*combination.backend) && c.tokens > kShortTokens) {
     const std::string refused =
         combination.backward
             ? run_backward(problem, {}, memory, *combination.backend, options).refused

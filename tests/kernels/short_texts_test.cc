@@ -24,6 +24,47 @@ TEST(ListedKeys, KeepPositionAndLast) {
   }
 }
 
+TEST(ListedKeys, OfKeysThatNobodyReadsAreNone) {
+  EXPECT_EQ(listed_key_or_none(7, -1), kNoListedKey);
+  EXPECT_EQ(listed_key_or_none(7, 7), listed_key(7, 7));
+}
+
+TEST(ListedKeys, BehindAQueryCompareAsOneNumber) {
+  const int32_t end = kShortTokens - 1;
+  for (int32_t query = 0; query <= end; query += 31) {
+    for (const int32_t position : {0, query / 2, query}) {
+      for (const int32_t last : {0, query - 1, query, query + 1, end, kOpenEnded, kForever}) {
+        if (last < 0) continue;
+        EXPECT_EQ(listed_key(position, last) >= least_key_for(query), last >= query);
+      }
+    }
+    if (query > 0) {
+      EXPECT_LT(kNoListedKey, least_key_for(query));
+    }
+  }
+}
+
+TEST(QuerySpans, EndWithTheLastKeyThatIsRead) {
+  EXPECT_EQ(keys_up_to({0, -1}), 0);
+  EXPECT_EQ(keys_up_to({8, 5}), 0);
+  EXPECT_EQ(keys_up_to({0, 0}), 1);
+  EXPECT_EQ(keys_up_to({64, 127}), 128);
+}
+
+TEST(BatchOfHead, IsADivision) {
+  for (const int32_t kv_heads : {1, 2, 3, 5, 7, 8, 12, 32, 96, 128, 1000, 4095}) {
+    const uint32_t factor = batch_factor_of(kv_heads);
+    const int64_t end = kMostHeadProducts / kv_heads;
+    for (int64_t head = 0; head < end; head = head < 5000 ? head + 1 : head + 1 + head / 3) {
+      ASSERT_EQ(batch_of(static_cast<uint32_t>(head), factor), head / kv_heads) << head;
+    }
+    for (int64_t head = end - 2 * kv_heads; head < end; ++head) {
+      ASSERT_EQ(batch_of(static_cast<uint32_t>(std::max<int64_t>(head, 0)), factor),
+                std::max<int64_t>(head, 0) / kv_heads);
+    }
+  }
+}
+
 TEST(ListedKeys, AreReadLikeTheKeysThemselves) {
   for (int32_t q0 = 0; q0 < 8; ++q0) {
     for (int32_t q1 = q0 - 1; q1 < 8; ++q1) {

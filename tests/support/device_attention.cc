@@ -55,13 +55,16 @@ const AttentionBackend kReferenceBackend =
 const AttentionBackend kPlainBackend = NATSLM_HOST_BACKEND("plain", plain_forward, plain_backward);
 const AttentionBackend kPlainAgainBackend =
     NATSLM_HOST_BACKEND("plain again", plain_forward_again, plain_backward_again);
-const AttentionBackend kMatrixUnitBackend =
-    NATSLM_HOST_BACKEND("matrix unit", matrix_unit_forward, matrix_unit_backward);
+const AttentionBackend kMatrixUnitBackends[kMatrixUnitManners] = {
+    NATSLM_HOST_BACKEND("matrix unit 0", matrix_unit_forward<0>, matrix_unit_backward<0>),
+    NATSLM_HOST_BACKEND("matrix unit 1", matrix_unit_forward<1>, matrix_unit_backward<1>),
+    NATSLM_HOST_BACKEND("matrix unit 2", matrix_unit_forward<2>, matrix_unit_backward<2>)};
 const AttentionBackend kCpuBackend =
     NATSLM_HOST_BACKEND("cpu", kernels::cpu::run, kernels::cpu::run);
 const AttentionBackend kCudaBackend = NATSLM_GPU_BACKEND(cuda);
 const AttentionBackend kSm90Backend = NATSLM_GPU_BACKEND(sm90);
 const AttentionBackend kSm90ShortBackend = NATSLM_GPU_BACKEND(sm90_short);
+const AttentionBackend kSm90ShortAllBackend = NATSLM_GPU_BACKEND(sm90_short_all);
 
 #undef NATSLM_HOST_BACKEND
 #undef NATSLM_GPU_BACKEND

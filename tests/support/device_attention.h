@@ -27,8 +27,20 @@ struct AttentionBackend {
   size_t (*backward_workspace)(const kernels::AttentionBackward&);
   void (*backward)(const kernels::AttentionBackward&, CUstream_st*);
 };
+// What matrix units do, in plain loops: bf16 operands (probabilities and their gradients too),
+// products of 16 pairs aligned with the sum so far and cut at 24 bits, exponentials to base two.
+// Beside plain_forward more yardsticks: no kernel on matrix units can sum better. 0: straight on; 1
+// and 2: with the channels in other orders, and with scores as powers of two from the start and the
+// precision of the unit for exponentials, as kernels have them.
+inline constexpr int kMatrixUnitManners = 3;
+template <int kManner>
+void matrix_unit_forward(const kernels::AttentionForward&);
+template <int kManner>
+void matrix_unit_backward(const kernels::AttentionBackward&);
+
 extern const AttentionBackend kReferenceBackend, kPlainBackend, kPlainAgainBackend,
-    kMatrixUnitBackend, kCpuBackend, kCudaBackend, kSm90Backend, kSm90ShortBackend;
+    kMatrixUnitBackends[kMatrixUnitManners], kCpuBackend, kCudaBackend, kSm90Backend,
+    kSm90ShortBackend, kSm90ShortAllBackend;
 
 // An order of the keys as a KeyOrder wants it, whatever the lifetimes: what lives for ever; then,
 // position by position, what lives longer than all taken before; the rest.
@@ -95,11 +107,7 @@ bool identical(const std::vector<double>& a, const std::vector<double>& b);
 // {0, 1, 2, 5} -> "0-2,5".
 std::string ranges(const std::vector<int>& ascending);
 
-// What matrix units do, in plain loops: bf16 operands (probabilities and their gradients too),
-// products of 16 pairs aligned with the sum so far and cut at 24 bits, exponentials to base two.
-// Beside plain_forward a third yardstick: no kernel on matrix units can sum better.
-void matrix_unit_forward(const kernels::AttentionForward&);
-void matrix_unit_backward(const kernels::AttentionBackward&);
+// The sum of products as a matrix unit makes it (kMatrixUnitBackends).
 float matrix_unit_dot(const float* a, const float* b, int n);
 
 }  // namespace natslm::test

@@ -257,3 +257,19 @@ void run(const AttentionBackward& p, CUstream_st* stream) {
 }
 
 }  // namespace natslm::kernels::sm90_short
+
+namespace natslm::kernels::sm90_short_all {
+
+std::string_view why_not(const AttentionBackward&) {
+  return "there is no backward pass that reads all keys of a short text";
+}
+
+size_t workspace_bytes(const AttentionBackward&) {
+  return 0;
+}
+
+void run(const AttentionBackward& p, CUstream_st*) {
+  sm90::check_call(p, "attention_backward (sm90_short_all)", why_not(p), 0);
+}
+
+}  // namespace natslm::kernels::sm90_short_all

@@ -97,30 +97,51 @@ void run(const AttentionForward& p, CUstream_st* stream) {
 
 }  // namespace natslm::kernels::sm90
 
-namespace natslm::kernels::sm90_short {
+namespace natslm::kernels {
+namespace {
 
-std::string_view why_not(const AttentionForward& p) {
-  const std::string_view why = sm90::why_not(p);
-  return why.empty() ? sm90::why_not_short(p) : why;
-}
-
-size_t workspace_bytes(const AttentionForward&) {
-  return 0;
-}
-
-void run(const AttentionForward& p, CUstream_st* stream) {
-  sm90::check_call(p, "attention_forward (sm90_short)", why_not(p));
+template <bool kLists>
+void run_short(const AttentionForward& p, const char* name, std::string_view why,
+               CUstream_st* stream) {
+  sm90::check_call(p, name, why);
   if (p.batch == 0 || p.tokens == 0) return;
   sm90::ShortForwardArguments a{sm90::short_arguments(p)};
   a.out = static_cast<__nv_bfloat16*>(p.out);
   a.out_stride = p.out_stride;
   a.lse = p.lse;
   if (p.head_dim == 64) {
-    sm90::launch_short_forward<64>(a, stream);
+    sm90::launch_short_forward<64, kLists>(a, stream);
   } else {
-    sm90::launch_short_forward<128>(a, stream);
+    sm90::launch_short_forward<128, kLists>(a, stream);
   }
   if (p.mass) sm90::launch_mass(p, sm90::keys_by_position(p), stream);
 }
 
-}  // namespace natslm::kernels::sm90_short
+}  // namespace
+
+std::string_view sm90_short::why_not(const AttentionForward& p) {
+  const std::string_view why = sm90::why_not(p);
+  return why.empty() ? sm90::why_not_short(p) : why;
+}
+
+size_t sm90_short::workspace_bytes(const AttentionForward&) {
+  return 0;
+}
+
+void sm90_short::run(const AttentionForward& p, CUstream_st* stream) {
+  run_short<true>(p, "attention_forward (sm90_short)", why_not(p), stream);
+}
+
+std::string_view sm90_short_all::why_not(const AttentionForward& p) {
+  return sm90_short::why_not(p);
+}
+
+size_t sm90_short_all::workspace_bytes(const AttentionForward&) {
+  return 0;
+}
+
+void sm90_short_all::run(const AttentionForward& p, CUstream_st* stream) {
+  run_short<false>(p, "attention_forward (sm90_short_all)", why_not(p), stream);
+}
+
+}  // namespace natslm::kernels

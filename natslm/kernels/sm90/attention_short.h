@@ -7,6 +7,8 @@
 #include <cstdint>
 
 #include "natslm/kernels/attention_forward.h"
+#include "natslm/kernels/cuda/key_tiles.h"
+#include "natslm/kernels/sm90/short_texts.h"
 
 namespace natslm::kernels::sm90 {
 
@@ -20,9 +22,16 @@ struct ShortArguments {
   Strides out_stride;
   int32_t batch, kv_heads, group, tokens;
   int32_t tile_queries, tiles;  // positions of a query tile; tiles of a head
-  int32_t heads_together;       // cuda::head_span
+  int32_t heads_together;       // whose blocks start together (short_grid)
+  cuda::PackedRows packed;      // rows of a query tile
+  uint32_t batch_factor;        // batch_factor_of(kv_heads)
   float scale;                  // positive
   float scale_log2;             // scale * log2(e)
+
+  // Of head b * kv_heads + h: b.
+  NATSLM_HD constexpr int32_t batch_of_head(int32_t head) const {
+    return batch_of(static_cast<uint32_t>(head), batch_factor);
+  }
 };
 
 // Rows (a query of one head) of a block.
@@ -33,7 +42,8 @@ constexpr int32_t short_rows(int32_t head_dim) {
 struct ShortForwardArguments : ShortArguments {
   float* lse;  // [B, Hq, T]
 };
-template <int kHeadDim>
+// kLists: only the rows of living keys are read; otherwise all, without looking for them first.
+template <int kHeadDim, bool kLists>
 void launch_short_forward(const ShortForwardArguments& arguments, CUstream_st* stream);
 
 // `out` is dq.

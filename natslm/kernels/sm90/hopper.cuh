@@ -76,7 +76,11 @@ __device__ inline void named_barrier_arrive(uint32_t id, uint32_t threads) {
 
 // ---- Copies of single rows, by each thread for itself. ----
 
-// Starts a copy of 16 bytes to shared memory, around L1; writes zeros where not `exists`.
+// Starts a copy of 16 bytes to shared memory, around L1.
+__device__ inline void copy_async(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+// The same; writes zeros where not `exists`.
 __device__ inline void copy_async(uint32_t to, const void* from, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(exists ? 16 : 0)
@@ -275,6 +279,15 @@ __device__ inline void shrink_registers() {
 template <int kRegisters>
 __device__ inline void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// ---- Memory. ----
+
+// Stores 16 bytes at once. (What is assigned as a uint4 the compiler may store word by word.)
+__device__ inline void store_16_bytes(void* to, const uint32_t (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
+               "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 
 // ---- Arithmetic. ----

@@ -121,7 +121,8 @@ std::string_view why_not_short(const Params& p) {
   if (p.tokens > 1 && (p.k_stride.token >= kMostStep || p.v_stride.token >= kMostStep)) {
     return "keys of a head must be less than 2^30 elements apart";
   }
-  if (int64_t{p.batch} * p.kv_heads * p.tokens > kMaxPosition) {
+  if (int64_t{p.batch} * p.kv_heads * p.tokens > kMaxPosition ||
+      int64_t{p.batch + 1} * p.kv_heads * p.kv_heads >= kMostHeadProducts / 2) {
     return "too many query tiles: batch * kv_heads * tokens is too large";
   }
   return "";
@@ -145,7 +146,12 @@ ShortArguments short_arguments(const Params& p) {
   a.tokens = p.tokens;
   a.tile_queries = short_rows(p.head_dim) / a.group;
   a.tiles = (p.tokens + a.tile_queries - 1) / a.tile_queries;
-  a.heads_together = heads_together(p, p.kv_heads);
+  constexpr int32_t kMostLayers = 65535;  // of a grid
+  const int32_t heads = p.batch * p.kv_heads;
+  a.heads_together =
+      std::max(heads_together(p, p.kv_heads), (heads + kMostLayers - 1) / kMostLayers);
+  a.packed = cuda::packed_rows(a.group);
+  a.batch_factor = batch_factor_of(p.kv_heads);
   a.scale = p.scale;
   a.scale_log2 = p.scale * std::numbers::log2e_v<float>;
   return a;

@@ -10,9 +10,11 @@
 
 namespace natslm::kernels::sm90 {
 
-template <int kHeadDim_>
+// kLists: living keys are listed; otherwise all are read, and their copies wait for nothing.
+template <int kHeadDim_, bool kLists_>
 struct ShortForwardConfig {
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kLists = kLists_;
   static constexpr int kRows = short_rows(kHeadDim), kThreads = 2 * kRows;
   static constexpr int kWarps = kThreads / kWarpThreads;
   static_assert(kThreads % kWarpgroupThreads == 0);
@@ -57,31 +59,60 @@ struct ShortForward {
   }
 
   __device__ void store(const Output& out, const Softmax& softmax) const {
+    float sum[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float sum = over_row(softmax.sum[i], [](float x, float y) { return x + y; });
-      const bool sees = rows.position[i] < tile.length && sum != 0;
-      store_row(row_in(a.out, a.out_stride, a, tile, rows, i), out, i, 1 / sum, sees,
-                rows.exists[i]);
-      if (rows.exists[i] && threadIdx.x % 4 == 0) {
+      sum[i] = over_row(softmax.sum[i], [](float x, float y) { return x + y; });
+      store_row(row_in(a.out, a.out_stride, a, tile, rows, i), out, i, __fdividef(1, sum[i]),
+                sees(i, sum[i]), rows.exists[i]);
+    }
+    // Of the four threads that share the two rows the first two store lse, each for one row: the
+    // logarithm is long.
+    const auto mine = static_cast<int32_t>(threadIdx.x % 4);
+    const float of_mine = mine == 0 ? sum[0] : sum[1];
+    const float log_sum = logf(of_mine);
+    const float reference = mine == 0 ? softmax.reference[0] : softmax.reference[1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (mine == i && rows.exists[i]) {
         a.lse[index_in(a.tokens, a, tile, rows, i)] =
-            sees ? fmaf(softmax.reference[i], a.scale, logf(sum)) : -INFINITY;
+            sees(i, of_mine) ? fmaf(reference, a.scale, log_sum) : -INFINITY;
       }
     }
+  }
+  __device__ bool sees(int i, float sum) const {
+    return rows.position[i] < tile.length && sum != 0;
   }
 
   template <class Shared>
   __device__ void run(Shared& shared) const {
     RowOperand<kHeadDim> q;
-    load_q(q);
-    const ListedRows<kHeadDim, Config::kThreads> keys(a, tile);
+    if constexpr (Config::kLists) {
+      const KeyScan<Config::kWarps> scan(a, tile);
+      load_q(q);
+      const int32_t count = scan.list_keys(tile.queries, shared.list, shared.found);
+      const ListedRows<kHeadDim, Config::kThreads> keys(a, tile, shared.list);
+      start_first_tiles(keys, shared.stage, count);
+      attend(keys, shared, q, count);
+    } else {
+      const WholeText<Config::kThreads> text(a, tile);
+      const AllRows<kHeadDim, Config::kThreads> keys(a, tile);
+      start_first_tiles(keys, shared.stage, text.keys);
+      load_q(q);
+      text.list_keys(a, tile, shared.list);
+      attend(keys, shared, q, text.keys);
+    }
+  }
+
+  template <class Rows, class Shared>
+  __device__ void attend(const Rows& keys, Shared& shared, const RowOperand<kHeadDim>& q,
+                         int32_t count) const {
     const QuerySpan mine = queries_of_rows(
         tile.queries, a.group, static_cast<int32_t>(threadIdx.x) / kWarpgroupThreads * kTileRows,
         kTileRows);
-    const int32_t count = list_keys(a, tile, shared.list, shared.found);
     Softmax softmax{a.scale_log2};
     Output out = {};
-    for_listed_tiles(
+    for_key_tiles(
         keys, shared.stage, shared.list, count,
         [&](const ListStage<kHeadDim>& stage, const ListedKey* list) {
           const TileReading reading = reading_of_tile(mine, list);
@@ -114,18 +145,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
   const ShortTile tile = short_tile(arguments);
+  if (!is_there(arguments, tile)) return;
   const TwoRows rows(arguments, tile);
   ShortForward<Config>{arguments, tile, rows}.run(shared);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, bool kLists>
 void launch_short_forward(const ShortForwardArguments& arguments, CUstream_st* stream) {
-  using Config = ShortForwardConfig<kHeadDim>;
+  using Config = ShortForwardConfig<kHeadDim, kLists>;
   const auto kernel = short_forward_kernel<Config>;
   constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
   let_blocks_share(kernel, kSharedBytes);
-  const int blocks = arguments.batch * arguments.kv_heads * arguments.tiles;
-  kernel<<<blocks, Config::kThreads, kSharedBytes, stream>>>(arguments);
+  kernel<<<short_grid(arguments), Config::kThreads, kSharedBytes, stream>>>(arguments);
   NATSLM_CUDA(cudaGetLastError());
 }
 

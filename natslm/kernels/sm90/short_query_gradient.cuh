@@ -41,7 +41,7 @@ struct ShortQueryGradient {
   __device__ void start_queries(TileHalf* q, TileHalf* dout, int32_t first_row) const {
     using Copy = RowCopy<kHeadDim, kWarpgroupThreads>;
     const Copy copy(threadIdx.x % kWarpgroupThreads);
-    const cuda::PackedRows packed = cuda::packed_rows(a.group);
+    const cuda::PackedRows& packed = a.packed;
     const uint32_t to_q = shared_address(q), to_dout = shared_address(dout);
     const auto head_of = [&](const __nv_bfloat16* array, const Strides& stride) {
       return array + tile.batch * stride.batch + tile.kv_head * a.group * stride.head +
@@ -68,10 +68,12 @@ struct ShortQueryGradient {
   __device__ void run(Shared& shared) const {
     const int32_t warpgroup =
         __shfl_sync(~0u, static_cast<int32_t>(threadIdx.x) / kWarpgroupThreads, 0);
+    const KeyScan<Config::kWarps> scan(a, tile);
     start_queries(shared.q[warpgroup], shared.dout[warpgroup], warpgroup * kTileRows);
-    const ListedRows<kHeadDim, Config::kThreads> keys(a, tile);
     const QuerySpan mine = queries_of_rows(tile.queries, a.group, warpgroup * kTileRows, kTileRows);
-    const int32_t count = list_keys(a, tile, shared.list, shared.found);
+    const int32_t count = scan.list_keys(tile.queries, shared.list, shared.found);
+    const ListedRows<kHeadDim, Config::kThreads> keys(a, tile, shared.list);
+    start_first_tiles(keys, shared.stage, count);
     // All up to here was there before the terms.
     cuda::await_launch_before();
     float lse[2] = {INFINITY, INFINITY}, delta[2] = {0, 0};
@@ -85,7 +87,7 @@ struct ShortQueryGradient {
       }
     }
     Gradient dq = {};
-    for_listed_tiles(
+    for_key_tiles(
         keys, shared.stage, shared.list, count,
         [&](const ListStage<kHeadDim>& stage, const ListedKey* list) {
           const TileReading reading = reading_of_tile(mine, list);
@@ -132,6 +134,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   extern __shared__ __align__(kSwizzleBytes) uint8_t shared_bytes[];
   auto& shared = *reinterpret_cast<typename Config::Shared*>(shared_bytes);
   const ShortTile tile = short_tile(arguments);
+  if (!is_there(arguments, tile)) return;
   const TwoRows rows(arguments, tile);
   ShortQueryGradient<Config>{arguments, tile, rows}.run(shared);
 }
@@ -143,8 +146,8 @@ void launch_short_query_gradient(const ShortQueryGradientArguments& arguments,
   const auto kernel = short_query_gradient_kernel<Config>;
   constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
   let_blocks_share(kernel, kSharedBytes);
-  const auto blocks = static_cast<unsigned>(arguments.batch * arguments.kv_heads * arguments.tiles);
-  cuda::launch_dependent(kernel, blocks, Config::kThreads, kSharedBytes, stream, arguments);
+  cuda::launch_dependent(kernel, short_grid(arguments), Config::kThreads, kSharedBytes, stream,
+                         arguments);
 }
 
 }  // namespace natslm::kernels::sm90

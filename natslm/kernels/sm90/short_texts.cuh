@@ -1,6 +1,7 @@
 // What the Hopper kernels for short texts have in common: a block owns a tile of queries, lists the
-// keys that live for any of them, and copies these rows of K and V, and no others, into tiles of
-// shared memory, some tiles ahead of the multiplications.
+// keys that live for any of them (or, where nearly all do, all up to its last query), and copies
+// these rows of K and V, and no others, into tiles of shared memory, some tiles ahead of the
+// multiplications.
 //
 // Blocks are small and several share a multiprocessor: while one lists keys or waits for the first
 // of them, others multiply. All waits are block-wide barriers, which every thread of a block passes
@@ -31,68 +32,109 @@ struct ShortTile {
   QuerySpan queries;  // those below the length
 };
 
-// The longest tiles first, heads next to one another: cuda::head_span with early spans last.
+// A block of the grid of short_grid. Made of the block's numbers alone, so that all of it is the
+// same in all threads and needs no division.
 __device__ inline ShortTile short_tile(const ShortArguments& a) {
-  const cuda::HeadSpan at = cuda::head_span(static_cast<int32_t>(blockIdx.x), a.batch * a.kv_heads,
-                                            a.tiles, a.heads_together);
+  const auto head = static_cast<int32_t>(blockIdx.z * a.heads_together + blockIdx.x);
   ShortTile tile;
-  tile.batch = at.head / a.kv_heads;
-  tile.kv_head = at.head - tile.batch * a.kv_heads;
-  tile.first_query = (a.tiles - 1 - at.span) * a.tile_queries;
-  tile.length = a.lengths ? a.lengths[tile.batch] : a.tokens;
+  tile.batch = a.batch_of_head(head);
+  tile.kv_head = head - tile.batch * a.kv_heads;
+  tile.first_query = (a.tiles - 1 - static_cast<int32_t>(blockIdx.y)) * a.tile_queries;
+  tile.length = tile.batch >= a.batch ? 0 : a.lengths ? a.lengths[tile.batch] : a.tokens;
   tile.queries = {tile.first_query, min(tile.first_query + a.tile_queries, tile.length) - 1};
   return tile;
 }
-
-// Lists the living keys in ascending order, filled up to whole tiles; returns their number. All
-// threads of the block; the list may be read at once.
-template <int kWarps>
-__device__ inline int32_t list_keys(const ShortArguments& a, const ShortTile& tile, ListedKey* list,
-                                    int32_t (&found)[kWarps]) {
-  constexpr int kMostRounds = list_rounds(kShortTokens, kWarps);
-  const int32_t warp = threadIdx.x / kWarpThreads, lane = threadIdx.x % kWarpThreads;
-  const QuerySpan& queries = tile.queries;
-  const int32_t keys = queries.q1 < queries.q0 ? 0 : queries.q1 + 1;
-  const int32_t rounds = list_rounds(keys, kWarps);
-  const int32_t first = warp * rounds * kWarpThreads + lane;
-  const int32_t* from =
-      a.last + (int64_t{tile.batch} * a.kv_heads + tile.kv_head) * a.tokens + first;
-
-  int32_t last[kMostRounds];  // -1: no key of the list, like all that lives for an earlier query
-#pragma unroll
-  for (int i = 0; i < kMostRounds; ++i) {
-    const int32_t step = i * kWarpThreads;
-    last[i] = i < rounds && first + step < keys ? from[step] : -1;
-  }
-  int32_t mine = 0;
-#pragma unroll
-  for (int i = 0; i < kMostRounds; ++i) {
-    mine += __popc(__ballot_sync(~0u, is_listed(queries, last[i])));
-  }
-  if (lane == 0) found[warp] = mine;
-  __syncthreads();
-  int32_t place = 0, all = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) place = all;
-    all += found[w];
-  }
-#pragma unroll
-  for (int i = 0; i < kMostRounds; ++i) {
-    const bool listed = is_listed(queries, last[i]);
-    const uint32_t lanes = __ballot_sync(~0u, listed);
-    if (listed) {
-      list[place + __popc(lanes & ((1u << lane) - 1))] =
-          listed_key(first + i * kWarpThreads, last[i]);
-    }
-    place += __popc(lanes);
-  }
-  const int32_t padded = (all + kListTile - 1) / kListTile * kListTile;
-  const int32_t pad = all + static_cast<int32_t>(threadIdx.x);
-  if (pad < padded) list[pad] = kNoListedKey;
-  __syncthreads();
-  return all;
+// The grid's last heads may not be there.
+__device__ inline bool is_there(const ShortArguments& a, const ShortTile& tile) {
+  return tile.batch < a.batch;
 }
+
+__device__ inline const int32_t* lasts_of(const ShortArguments& a, const ShortTile& tile) {
+  return a.last + (int64_t{tile.batch} * a.kv_heads + tile.kv_head) * a.tokens;
+}
+
+// Finds the living keys: each warp looks at consecutive ones, 32 a round. `last` is asked for when
+// it is made, so that other loads can be started before it is there.
+template <int kWarps>
+struct KeyScan {
+  static constexpr int kMostRounds = list_rounds(kShortTokens, kWarps);
+  int32_t rounds, first;
+  int32_t last[kMostRounds];  // -1: no key of the list, like all that lives for an earlier query
+
+  __device__ KeyScan(const ShortArguments& a, const ShortTile& tile) {
+    const int32_t warp = threadIdx.x / kWarpThreads, lane = threadIdx.x % kWarpThreads;
+    const int32_t keys = keys_up_to(tile.queries);
+    rounds = list_rounds(keys, kWarps);
+    first = warp * rounds * kWarpThreads + lane;
+    const int32_t* from = lasts_of(a, tile) + first;
+#pragma unroll
+    for (int i = 0; i < kMostRounds; ++i) {
+      const int32_t step = i * kWarpThreads;
+      last[i] = i < rounds && first + step < keys ? from[step] : -1;
+    }
+  }
+
+  // Lists them in ascending order, filled up to whole tiles; returns their number. All threads of
+  // the block; the list may be read at once.
+  __device__ int32_t list_keys(const QuerySpan& queries, ListedKey* list,
+                               int32_t (&found)[kWarps]) const {
+    const int32_t warp = threadIdx.x / kWarpThreads, lane = threadIdx.x % kWarpThreads;
+    int32_t mine = 0;
+#pragma unroll
+    for (int i = 0; i < kMostRounds; ++i) {
+      if (i >= rounds) break;
+      mine += __popc(__ballot_sync(~0u, is_listed(queries, last[i])));
+    }
+    if (lane == 0) found[warp] = mine;
+    __syncthreads();
+    int32_t place = 0, all = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w == warp) place = all;
+      all += found[w];
+    }
+#pragma unroll
+    for (int i = 0; i < kMostRounds; ++i) {
+      if (i >= rounds) break;
+      const bool listed = is_listed(queries, last[i]);
+      const uint32_t lanes = __ballot_sync(~0u, listed);
+      if (listed) {
+        list[place + __popc(lanes & ((1u << lane) - 1))] =
+            listed_key(first + i * kWarpThreads, last[i]);
+      }
+      place += __popc(lanes);
+    }
+    const int32_t padded = (all + kListTile - 1) / kListTile * kListTile;
+    const int32_t pad = all + static_cast<int32_t>(threadIdx.x);
+    if (pad < padded) list[pad] = kNoListedKey;
+    __syncthreads();
+    return all;
+  }
+};
+
+// Lists every key up to the tile's last query, living or not. `last` of a thread's first key is
+// asked for when it is made.
+template <int kThreads>
+struct WholeText {
+  int32_t keys, first_last;
+
+  __device__ WholeText(const ShortArguments& a, const ShortTile& tile)
+      : keys(keys_up_to(tile.queries)) {
+    const auto thread = static_cast<int32_t>(threadIdx.x);
+    first_last = thread < keys ? lasts_of(a, tile)[thread] : -1;
+  }
+
+  // The list may be read after the next barrier.
+  __device__ void list_keys(const ShortArguments& a, const ShortTile& tile, ListedKey* list) const {
+    const int32_t padded = (keys + kListTile - 1) / kListTile * kListTile;
+    const int32_t* last = lasts_of(a, tile);
+    auto key = static_cast<int32_t>(threadIdx.x);
+    if (key < padded) list[key] = listed_key_or_none(key, first_last);
+    for (key += kThreads; key < padded; key += kThreads) {
+      list[key] = listed_key_or_none(key, key < keys ? last[key] : -1);
+    }
+  }
+};
 
 // A tile of listed keys.
 template <int kHeadDim>
@@ -118,19 +160,22 @@ struct RowCopy {
   }
 };
 
-// Copies tiles of listed keys, by all threads.
+// Copies tiles of keys, by all threads. What fills up the last tile is copies of a key that is
+// there: no query reads it, and its numbers are as good as any.
 template <int kHeadDim, int kThreads>
-struct ListedRows {
+struct KeyRows {
   using Copy = RowCopy<kHeadDim, kThreads>;
   const Copy copy{static_cast<int32_t>(threadIdx.x)};
-  const char *k, *v;       // this thread's chunk of the head's first row
-  int32_t k_step, v_step;  // bytes from key to key
+  const char *k, *v;        // this thread's chunk of the head's first row
+  uint32_t k_step, v_step;  // bytes from key to key
+  uint32_t last_key;        // position of the last one that may be read
 
-  __device__ ListedRows(const ShortArguments& a, const ShortTile& tile)
+  __device__ KeyRows(const ShortArguments& a, const ShortTile& tile)
       : k(chunk_in(a.k, a.k_stride, tile)),
         v(chunk_in(a.v, a.v_stride, tile)),
-        k_step(static_cast<int32_t>(a.k_stride.token * 2)),
-        v_step(static_cast<int32_t>(a.v_stride.token * 2)) {}
+        k_step(static_cast<uint32_t>(a.k_stride.token * 2)),
+        v_step(static_cast<uint32_t>(a.v_stride.token * 2)),
+        last_key(static_cast<uint32_t>(tile.queries.q1)) {}
 
   __device__ const char* chunk_in(const __nv_bfloat16* array, const Strides& stride,
                                   const ShortTile& tile) const {
@@ -138,23 +183,44 @@ struct ListedRows {
                                          tile.kv_head * stride.head + copy.chunk * 8);
   }
 
-  // `keys`: of the tile in the list.
-  __device__ void start(ListStage<kHeadDim>& to, const ListedKey* keys) const {
+  // position_of(row): of the key in a row of the tile, or anything larger than all.
+  template <class PositionOf>
+  __device__ void start(ListStage<kHeadDim>& to, const PositionOf& position_of) const {
     const uint32_t to_k = shared_address(&to.k), to_v = shared_address(&to.v);
 #pragma unroll
     for (int pass = 0; pass < Copy::kPasses; ++pass) {
-      const ListedKey key = keys[copy.row_of(pass)];
-      const bool exists = key != kNoListedKey;
-      const int32_t position = exists ? position_of(key) : 0;
-      copy_async(to_k + copy.offset_of(pass), k + int64_t{position} * k_step, exists);
-      copy_async(to_v + copy.offset_of(pass), v + int64_t{position} * v_step, exists);
+      const uint32_t position = min(position_of(copy.row_of(pass)), last_key);
+      copy_async(to_k + copy.offset_of(pass), k + uint64_t{position} * k_step);
+      copy_async(to_v + copy.offset_of(pass), v + uint64_t{position} * v_step);
     }
+  }
+};
+
+// The keys of a list that is there.
+template <int kHeadDim, int kThreads>
+struct ListedRows : KeyRows<kHeadDim, kThreads> {
+  const ListedKey* list;
+  __device__ ListedRows(const ShortArguments& a, const ShortTile& tile, const ListedKey* keys)
+      : KeyRows<kHeadDim, kThreads>(a, tile), list(keys) {}
+  __device__ void start_tile(ListStage<kHeadDim>& to, int32_t tile) const {
+    this->start(to,
+                [&](int32_t row) -> uint32_t { return position_of(list[tile * kListTile + row]); });
+  }
+};
+
+// The keys of a WholeText, in place: needs no list.
+template <int kHeadDim, int kThreads>
+struct AllRows : KeyRows<kHeadDim, kThreads> {
+  using KeyRows<kHeadDim, kThreads>::KeyRows;
+  __device__ void start_tile(ListStage<kHeadDim>& to, int32_t tile) const {
+    this->start(to, [&](int32_t row) -> uint32_t { return tile * kListTile + row; });
   }
 };
 
 // How the queries of a warpgroup stand to the keys of a tile, a bit a key; the same in all lanes.
 struct TileReading {
   uint32_t live[2], full[2];
+  bool behind;  // no key stands after a query: only `last` can hide one
   __device__ bool is_dead() const { return (live[0] | live[1]) == 0; }
 };
 __device__ inline TileReading reading_of_tile(const QuerySpan& queries, const ListedKey* keys) {
@@ -165,12 +231,14 @@ __device__ inline TileReading reading_of_tile(const QuerySpan& queries, const Li
     reading.live[half] = __ballot_sync(~0u, one != Tile::kDead);
     reading.full[half] = __ballot_sync(~0u, one == Tile::kFull);
   }
+  reading.behind = position_of(keys[kListTile - 1]) <= queries.q0;
   return reading;
 }
 
 // Scores of pairs that are not visible become -inf. `queries`: positions of the thread's two rows.
-__device__ inline void hide(PairRegisters& scores, const TileReading& reading,
-                            const ListedKey* keys, const int32_t (&queries)[2]) {
+template <class IsVisible>
+__device__ inline void hide_unless(PairRegisters& scores, const TileReading& reading,
+                                   const ListedKey* keys, const IsVisible& is_visible) {
   const int32_t column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int block = 0; block < kListTile / 8; ++block) {
@@ -179,9 +247,20 @@ __device__ inline void hide(PairRegisters& scores, const TileReading& reading,
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       float* pair = scores + 4 * block + 2 * row;
-      if (!visible(queries[row], position_of(two.x), last_of(two.x))) pair[0] = -INFINITY;
-      if (!visible(queries[row], position_of(two.y), last_of(two.y))) pair[1] = -INFINITY;
+      if (!is_visible(row, two.x)) pair[0] = -INFINITY;
+      if (!is_visible(row, two.y)) pair[1] = -INFINITY;
     }
+  }
+}
+__device__ inline void hide(PairRegisters& scores, const TileReading& reading,
+                            const ListedKey* keys, const int32_t (&queries)[2]) {
+  if (reading.behind) {
+    const ListedKey until[2] = {least_key_for(queries[0]), least_key_for(queries[1])};
+    hide_unless(scores, reading, keys, [&](int row, ListedKey key) { return key >= until[row]; });
+  } else {
+    hide_unless(scores, reading, keys, [&](int row, ListedKey key) {
+      return visible(queries[row], position_of(key), last_of(key));
+    });
   }
 }
 
@@ -191,7 +270,7 @@ struct TwoRows {
   bool exists[2];                // a query below T
 
   __device__ TwoRows(const ShortArguments& a, const ShortTile& tile) {
-    const cuda::PackedRows rows = cuda::packed_rows(a.group);
+    const cuda::PackedRows& rows = a.packed;
     const int32_t thread = threadIdx.x;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -218,33 +297,54 @@ __device__ inline int64_t index_in(int64_t stride, const ShortArguments& a, cons
          rows.position[i];
 }
 
-// Calls body(stage, keys of the tile) for each tile of the list, in order, with the copies kStages
-// - 1 tiles ahead. The multiplications of a body may still run when it returns; it must wait for
-// those of the call before in `settle`, which is called before the stage they read is overwritten,
-// and once at the end.
-template <int kStages, class Rows, class Stage, class Body, class Settle>
-__device__ inline void for_listed_tiles(const Rows& rows, Stage (&stages)[kStages],
-                                        const ListedKey* list, int32_t keys, const Body& body,
-                                        const Settle& settle) {
-  static_assert((kStages & (kStages - 1)) == 0, "a stage is found by masking");
-  const int32_t tiles = (keys + kListTile - 1) / kListTile;
+// The copies of the first tiles of `keys`, into all stages; for_key_tiles goes on from there.
+template <int kStages, class Rows, class Stage>
+__device__ inline void start_first_tiles(const Rows& rows, Stage (&stages)[kStages], int32_t keys) {
 #pragma unroll
-  for (int t = 0; t < kStages - 1; ++t) {
-    if (t < tiles) rows.start(stages[t], list + t * kListTile);
+  for (int t = 0; t < kStages; ++t) {
+    if (t * kListTile < keys) rows.start_tile(stages[t], t);
     copy_async_commit();
   }
+}
+
+// Calls body(stage, keys of the tile) for each tile of the list, in order. Copies were started by
+// start_first_tiles and stay kStages - 1 tiles ahead. The multiplications of a body may still run
+// when it returns; it must wait for those of the call before in `settle`, which is called before
+// the stage they read is overwritten, and once at the end.
+template <int kStages, class Rows, class Stage, class Body, class Settle>
+__device__ inline void for_key_tiles(const Rows& rows, Stage (&stages)[kStages],
+                                     const ListedKey* list, int32_t keys, const Body& body,
+                                     const Settle& settle) {
+  static_assert((kStages & (kStages - 1)) == 0, "a stage is found by masking");
+  const int32_t tiles = (keys + kListTile - 1) / kListTile;
   for (int32_t t = 0; t < tiles; ++t) {
-    copy_async_wait<kStages - 2>();
+    // A group of copies a tile; those of kStages tiles were started before the first, one more
+    // after each.
+    if (t == 0) {
+      copy_async_wait<kStages - 1>();
+    } else {
+      copy_async_wait<kStages - 2>();
+    }
     fence_for_wgmma();
     settle();
     __syncthreads();  // the tile is there; nobody reads the one before
-    const int32_t ahead = t + kStages - 1;
-    if (ahead < tiles) rows.start(stages[ahead % kStages], list + ahead * kListTile);
-    copy_async_commit();
+    if (t > 0) {
+      const int32_t ahead = t + kStages - 1;
+      if (ahead < tiles) rows.start_tile(stages[ahead % kStages], ahead);
+      copy_async_commit();
+    }
     body(stages[t % kStages], list + t * kListTile);
   }
   copy_async_wait<0>();  // a block must not end before its copies, were there no tile
   settle();
+}
+
+// A block for each query tile of each head: the longest tiles first, and of each tile as many heads
+// as start together.
+inline dim3 short_grid(const ShortArguments& a) {
+  const int32_t heads = a.batch * a.kv_heads;
+  return dim3(static_cast<unsigned>(a.heads_together), static_cast<unsigned>(a.tiles),
+              static_cast<unsigned>((heads + a.heads_together - 1) / a.heads_together));
 }
 
 // Before a launch: so much shared memory, and room for as many blocks as their size allows.

@@ -17,6 +17,16 @@ inline constexpr int32_t kShortTokens = 2048;
 // Keys of a tile.
 inline constexpr int32_t kListTile = 64;
 
+// Division by the number of KV heads, without dividing: exact while head * kv_heads is below
+// kMostHeadProducts.
+inline constexpr int64_t kMostHeadProducts = int64_t{1} << 31;
+NATSLM_HD constexpr uint32_t batch_factor_of(int32_t kv_heads) {
+  return static_cast<uint32_t>((kMostHeadProducts + kv_heads - 1) / kv_heads);
+}
+NATSLM_HD constexpr int32_t batch_of(uint32_t head, uint32_t batch_factor) {
+  return static_cast<int32_t>(uint64_t{head} * batch_factor >> 31);
+}
+
 // A key in the list: its position in the lower half, `last` in the upper one, where all that lives
 // to the end of any short text is alike.
 using ListedKey = uint32_t;
@@ -41,6 +51,19 @@ NATSLM_HD constexpr int32_t last_of(ListedKey key) {
 struct QuerySpan {
   int32_t q0, q1;
 };
+// Keys that stand at or before one of the queries.
+NATSLM_HD constexpr int32_t keys_up_to(const QuerySpan& span) {
+  return span.q1 < span.q0 ? 0 : span.q1 + 1;
+}
+
+// The same for any `last`: a key that nobody reads is none.
+NATSLM_HD constexpr ListedKey listed_key_or_none(int32_t position, int32_t last) {
+  return last < 0 ? kNoListedKey : listed_key(position, last);
+}
+// A query reads a key that stands at or before it exactly if listed_key is at least this.
+NATSLM_HD constexpr ListedKey least_key_for(int32_t query) {
+  return static_cast<uint32_t>(query) << 16;
+}
 
 // Queries of `span` that are in rows [first_row, first_row + rows) of a tile whose row r is query
 // span.q0 + r / group.

@@ -126,10 +126,7 @@ __device__ inline void store_row(__nv_bfloat16* to, const float (&from)[kCount],
       words[j] = counts ? pack_bfloat16(pair[0] * factor, pair[1] * factor) : 0;
     }
     transpose_quad(words);
-    if (exists) {
-      *reinterpret_cast<uint4*>(to + 8 * (block + threadIdx.x % 4)) =
-          make_uint4(words[0], words[1], words[2], words[3]);
-    }
+    if (exists) store_16_bytes(to + 8 * (block + threadIdx.x % 4), words);
   }
 }
 
