@@ -60,7 +60,7 @@ constexpr Crossover kCrossovers[] = {
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",
                                            "sm90-sorted",   "sm90-short",  "sm90-short-all",
-                                           "library"};
+                                           "sm90-whole",    "library"};
 static_assert(std::size(kPathNames) == std::size(kAttentionPaths));
 
 constexpr Pass pass_of(const AttentionForward&) {
@@ -84,6 +84,7 @@ std::string why_not_on(const Params& p, AttentionPath path) {
   const Params own = on_path(p, path);
   if (path == kSm90Short) return std::string(sm90_short::why_not(own));
   if (path == kSm90ShortAll) return std::string(sm90_short_all::why_not(own));
+  if (path == kSm90Whole) return std::string(sm90_whole::why_not(own));
   return std::string(is_sm90(path) ? sm90::why_not(own) : cuda::why_not(own));
 }
 
@@ -106,6 +107,7 @@ size_t workspace_bytes_on(const Params& p, AttentionPath path) {
   const Params own = on_path(p, path);
   if (path == kSm90Short) return sm90_short::workspace_bytes(own);
   if (path == kSm90ShortAll) return sm90_short_all::workspace_bytes(own);
+  if (path == kSm90Whole) return sm90_whole::workspace_bytes(own);
   return is_sm90(path) ? sm90::workspace_bytes(own) : cuda::workspace_bytes(own);
 }
 
@@ -115,6 +117,7 @@ void run_on(const Params& p, AttentionPath path, CUstream_st* stream) {
   const Params own = on_path(p, path);
   if (path == kSm90Short) return sm90_short::run(own, stream);
   if (path == kSm90ShortAll) return sm90_short_all::run(own, stream);
+  if (path == kSm90Whole) return sm90_whole::run(own, stream);
   is_sm90(path) ? sm90::run(own, stream) : cuda::run(own, stream);
 }
 

@@ -27,6 +27,7 @@ NATSLM_MISSING(cuda, AttentionForward)
 NATSLM_MISSING(sm90, AttentionForward)
 NATSLM_MISSING(sm90_short, AttentionForward)
 NATSLM_MISSING(sm90_short_all, AttentionForward)
+NATSLM_MISSING(sm90_whole, AttentionForward)
 #endif
 #ifdef NATSLM_NO_CUDA_ATTENTION_BACKWARD
 NATSLM_MISSING(cuda, AttentionBackward)
@@ -35,6 +36,7 @@ NATSLM_MISSING(cuda, AttentionBackward)
 NATSLM_MISSING(sm90, AttentionBackward)
 NATSLM_MISSING(sm90_short, AttentionBackward)
 NATSLM_MISSING(sm90_short_all, AttentionBackward)
+NATSLM_MISSING(sm90_whole, AttentionBackward)
 #endif
 
 #undef NATSLM_MISSING

@@ -115,8 +115,8 @@ const std::vector<Combination>& combinations() {
       return found;
     }
     const char* only = std::getenv("NATSLM_GPU_ONLY");
-    for (const AttentionBackend* backend :
-         {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend, &kSm90ShortAllBackend}) {
+    for (const AttentionBackend* backend : {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend,
+                                            &kSm90ShortAllBackend, &kSm90WholeBackend}) {
       for (const bool backward : {false, true}) {
         for (const bool sorted : {false, true}) {
           if (sorted && is_short(*backend)) continue;                  // they know no order

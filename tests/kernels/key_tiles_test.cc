@@ -159,5 +159,24 @@ TEST(KeyTiles, RunsOfLiveBlocksAreTheLiveBlocks) {
   expect_blocks(~0u, 0x0000ffffu, kAll);
 }
 
+TEST(DealtItems, AreEachTakenOnceAndEvenly) {
+  for (const int32_t blocks : {1, 2, 5, 132}) {
+    for (const int32_t items : {1, 4, 131, 132, 133, 264, 1000}) {
+      std::vector<int32_t> takers(items, 0);
+      std::vector<int64_t> sums(blocks, 0);
+      for (int32_t block = 0; block < blocks; ++block) {
+        for (int32_t round = 0; round * blocks < items; ++round) {
+          const int32_t item = dealt_item(round, block, blocks);
+          if (item < items) ++takers[item], sums[block] += item;
+        }
+      }
+      EXPECT_EQ(takers, std::vector<int32_t>(items, 1));
+      if (items % (2 * blocks) == 0) {
+        EXPECT_EQ(*std::ranges::min_element(sums), *std::ranges::max_element(sums));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace natslm::kernels::sm90

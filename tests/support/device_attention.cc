@@ -65,6 +65,7 @@ const AttentionBackend kCudaBackend = NATSLM_GPU_BACKEND(cuda);
 const AttentionBackend kSm90Backend = NATSLM_GPU_BACKEND(sm90);
 const AttentionBackend kSm90ShortBackend = NATSLM_GPU_BACKEND(sm90_short);
 const AttentionBackend kSm90ShortAllBackend = NATSLM_GPU_BACKEND(sm90_short_all);
+const AttentionBackend kSm90WholeBackend = NATSLM_GPU_BACKEND(sm90_whole);
 
 #undef NATSLM_HOST_BACKEND
 #undef NATSLM_GPU_BACKEND

@@ -40,7 +40,7 @@ void matrix_unit_backward(const kernels::AttentionBackward&);
 
 extern const AttentionBackend kReferenceBackend, kPlainBackend, kPlainAgainBackend,
     kMatrixUnitBackends[kMatrixUnitManners], kCpuBackend, kCudaBackend, kSm90Backend,
-    kSm90ShortBackend, kSm90ShortAllBackend;
+    kSm90ShortBackend, kSm90ShortAllBackend, kSm90WholeBackend;
 
 // An order of the keys as a KeyOrder wants it, whatever the lifetimes: what lives for ever; then,
 // position by position, what lives longer than all taken before; the rest.

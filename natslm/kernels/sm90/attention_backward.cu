@@ -258,18 +258,22 @@ void run(const AttentionBackward& p, CUstream_st* stream) {
 
 }  // namespace natslm::kernels::sm90_short
 
-namespace natslm::kernels::sm90_short_all {
+namespace natslm::kernels {
 
-std::string_view why_not(const AttentionBackward&) {
-  return "there is no backward pass that reads all keys of a short text";
-}
+#define NATSLM_FORWARD_ONLY(backend)                                         \
+  std::string_view backend::why_not(const AttentionBackward&) {              \
+    return #backend " has no backward pass";                                 \
+  }                                                                          \
+  size_t backend::workspace_bytes(const AttentionBackward&) {                \
+    return 0;                                                                \
+  }                                                                          \
+  void backend::run(const AttentionBackward& p, CUstream_st*) {              \
+    sm90::check_call(p, "attention_backward (" #backend ")", why_not(p), 0); \
+  }
 
-size_t workspace_bytes(const AttentionBackward&) {
-  return 0;
-}
+NATSLM_FORWARD_ONLY(sm90_short_all)
+NATSLM_FORWARD_ONLY(sm90_whole)
 
-void run(const AttentionBackward& p, CUstream_st*) {
-  sm90::check_call(p, "attention_backward (sm90_short_all)", why_not(p), 0);
-}
+#undef NATSLM_FORWARD_ONLY
 
-}  // namespace natslm::kernels::sm90_short_all
+}  // namespace natslm::kernels

@@ -17,7 +17,7 @@ struct QueryGradientConfig {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr bool kLoadsDout = true;
   // In a thread: kHeadDim / 2 for the gradient, 2 x 64 for scores and differences, 32 for dS.
-  static constexpr int kConsumers = 2;
+  static constexpr int kConsumers = 2, kQueryStages = 1;
   static constexpr int kRows = 64 * kConsumers;
   static_assert(kRows == kQueryGradientRows);
   static constexpr int kStages = kHeadDim == 64 ? 4 : 2;  // of K and of V
@@ -31,16 +31,16 @@ struct QueryGradientConfig {
   using Element = __nv_bfloat16;
 
   struct alignas(kSwizzleBytes) Shared {
-    Element q[kHalves][kRows][kSwizzleColumns];
-    Element dout[kHalves][kRows][kSwizzleColumns];
+    Element q[kQueryStages][kHalves][kRows][kSwizzleColumns];
+    Element dout[kQueryStages][kHalves][kRows][kSwizzleColumns];
     Element k[kStages][kHalves][kTileKeys][kSwizzleColumns];
     Element v[kStages][kHalves][kTileKeys][kSwizzleColumns];
     // With the keys of a stage; belongs to whoever owns its part of k.
     alignas(16) int32_t position[kStages][kTileKeys];
     alignas(16) int32_t last[kStages][kTileKeys];  // -1: no key there
     uint32_t flags[kStages];                       // KeyFlags
-    QueryTile query_tile;                          // belongs to whoever owns q and dout
-    uint64_t full_q, empty_q;
+    QueryTile query_tile[kQueryStages];            // belongs to whoever owns q and dout
+    uint64_t full_q[kQueryStages], empty_q[kQueryStages];
     uint64_t full_k[kStages], empty_k[kStages];
     uint64_t full_v[kStages], empty_v[kStages];
   };
@@ -83,12 +83,12 @@ struct QueryGradientConsumer {
 
   __device__ void start_factors(float (&factor)[kPairs]) {
     barrier_wait(shared.full_k[k_ring.stage], k_ring.parity);
-    start_scores<Config>(factor, matrix_descriptor(shared.q[0][64 * warpgroup]),
+    start_scores<Config>(factor, matrix_descriptor(shared.q[0][0][64 * warpgroup]),
                          matrix_descriptor(shared.k[k_ring.stage][0]));
   }
   __device__ void start_differences(float (&difference)[kPairs]) {
     barrier_wait(shared.full_v[v_ring.stage], v_ring.parity);
-    start_scores<Config>(difference, matrix_descriptor(shared.dout[0][64 * warpgroup]),
+    start_scores<Config>(difference, matrix_descriptor(shared.dout[0][0][64 * warpgroup]),
                          matrix_descriptor(shared.v[v_ring.stage][0]));
   }
 
@@ -128,7 +128,7 @@ struct QueryGradientConsumer {
       __syncwarp();
       hand_back(shared.empty_v[v_ring.stage]);
       v_ring.advance();
-      if (flags & kLastKeyTile) hand_back(shared.empty_q);
+      if (flags & kLastKeyTile) hand_back(shared.empty_q[0]);
 #pragma unroll
       for (int i = 0; i < kPairs; ++i) {
         factor[i] *= difference[i] - delta[i / 2 % 2];
@@ -160,15 +160,15 @@ struct QueryGradientConsumer {
 
   __device__ void run() {
     for (;; q_parity ^= 1) {
-      barrier_wait(shared.full_q, q_parity);
-      const QueryTile tile = shared.query_tile;
+      barrier_wait(shared.full_q[0], q_parity);
+      const QueryTile tile = shared.query_tile[0];
       if (tile.batch < 0) return;
       Gradient dq = {};
       if (tile.sees_keys) {
         gather(tile, dq);
       } else {
         __syncwarp();
-        hand_back(shared.empty_q);
+        hand_back(shared.empty_q[0]);
       }
       store(tile, dq);
     }

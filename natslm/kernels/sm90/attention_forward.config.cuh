@@ -21,7 +21,8 @@ struct QueryTile {
   bool sees_keys;       // false: nothing is loaded, the output is zero
 };
 
-template <int kHeadDim_>
+// kQueryStages: query tiles whose Q is there or on its way.
+template <int kHeadDim_, int kConsumers_, int kQueryStages_>
 struct ForwardConfig {
   using Arguments = ForwardArguments;
   static constexpr int kHeadDim = kHeadDim_;
@@ -30,9 +31,8 @@ struct ForwardConfig {
   // Consumer warpgroups of 64 rows each (a row: one query of one head). Accumulators: kHeadDim / 2
   // for the output, 64 for the scores, 32 for the probabilities in a thread. Head size 64 leaves
   // room for a third warpgroup, whose exponentials fill the tensor cores' shorter turns.
-  static constexpr int kConsumers = kHeadDim == 64 ? 3 : 2;
+  static constexpr int kConsumers = kConsumers_, kQueryStages = kQueryStages_;
   static constexpr int kRows = 64 * kConsumers;
-  static_assert(kRows == forward_rows(kHeadDim));
   static constexpr int kStages = kHeadDim == 64 ? 4 : 2;  // of K and of V
   static constexpr int kThreads = kWarpgroupThreads * (kConsumers + 1);
 
@@ -48,15 +48,15 @@ struct ForwardConfig {
   using Element = __nv_bfloat16;
 
   struct alignas(kSwizzleBytes) Shared {
-    Element q[kHalves][kRows][kSwizzleColumns];
+    Element q[kQueryStages][kHalves][kRows][kSwizzleColumns];
     Element k[kStages][kHalves][kTileKeys][kSwizzleColumns];
     Element v[kStages][kHalves][kTileKeys][kSwizzleColumns];
     // With the keys of a stage; belongs to whoever owns its part of k.
     alignas(16) int32_t position[kStages][kTileKeys];
     alignas(16) int32_t last[kStages][kTileKeys];  // -1: no key there
     uint32_t flags[kStages];                       // see kPiecesToTest
-    QueryTile query_tile;                          // belongs to whoever owns q
-    uint64_t full_q, empty_q;
+    QueryTile query_tile[kQueryStages];            // belongs to whoever owns its part of q
+    uint64_t full_q[kQueryStages], empty_q[kQueryStages];
     uint64_t full_k[kStages], empty_k[kStages];
     uint64_t full_v[kStages], empty_v[kStages];
   };

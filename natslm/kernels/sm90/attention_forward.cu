@@ -6,6 +6,7 @@
 
 #include "natslm/kernels/checks.h"
 #include "natslm/kernels/sm90/attention_forward.h"
+#include "natslm/kernels/sm90/attention_whole.h"
 #include "natslm/kernels/sm90/host_side.h"
 #include "natslm/kernels/sm90/key_tiles.h"
 
@@ -30,6 +31,47 @@ void launch_mass(const AttentionForward& p, const KeysByPlace& keys, CUstream_st
        p.q_stride, keys.k_stride, keys.position, keys.last, p.lengths, p.lse, p.mass, p.batch,
        p.kv_heads, group_of(p), p.tokens, p.head_dim, p.scale * std::numbers::log2e_v<float>},
       stream);
+}
+
+// All of `a` but the plan.
+void describe_call(const AttentionForward& p, const PlanShape& shape, const KeysByPlace& keys,
+                   ForwardArguments& a) {
+  a.q = group_map(p, p.q, p.q_stride, shape.tile_queries);
+  a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);
+  a.v = key_map(p, keys.v, keys.v_stride, kTileKeys);
+  a.k_piece = key_map(p, keys.k, keys.k_stride, kPieceKeys);
+  a.v_piece = key_map(p, keys.v, keys.v_stride, kPieceKeys);
+  a.lengths = p.lengths;
+  a.work_items = static_cast<int32_t>(shape.work_items());
+  a.out = static_cast<__nv_bfloat16*>(p.out);
+  a.lse = p.lse;
+  a.out_stride = p.out_stride;
+  a.kv_heads = p.kv_heads;
+  a.group = group_of(p);
+  a.tokens = p.tokens;
+  a.tiles = shape.tiles();
+  a.tile_queries = shape.tile_queries;
+  a.scale = p.scale;
+  a.scale_log2 = p.scale * std::numbers::log2e_v<float>;
+}
+
+void run_whole(const AttentionForward& p, CUstream_st* stream) {
+  const int32_t rows = whole_rows(p.head_dim, int64_t{p.tokens} * group_of(p));
+  const PlanShape shape = {p.batch, p.kv_heads, p.tokens, p.head_dim, rows / group_of(p)};
+  WholeArguments a{};
+  const KeysByPlace keys = keys_by_position(p);
+  describe_call(p, shape, keys, a);
+  a.last = p.last;
+  a.heads = p.batch * p.kv_heads;
+  a.heads_together = heads_together(p, p.kv_heads);
+  if (p.head_dim == 128) {
+    launch_attention_whole<128, 128>(a, multiprocessors(), stream);
+  } else if (rows == 128) {
+    launch_attention_whole<64, 128>(a, multiprocessors(), stream);
+  } else {
+    launch_attention_whole<64, 192>(a, multiprocessors(), stream);
+  }
+  if (p.mass) launch_mass(p, keys, stream);
 }
 
 }  // namespace
@@ -68,24 +110,7 @@ void run(const AttentionForward& p, CUstream_st* stream) {
   const PlanShape shape = plan_of(p);
   ForwardArguments a{};
   const KeysByPlace keys = prepare_keys(p, shape, p.workspace, a, stream);
-
-  a.q = group_map(p, p.q, p.q_stride, shape.tile_queries);
-  a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);
-  a.v = key_map(p, keys.v, keys.v_stride, kTileKeys);
-  a.k_piece = key_map(p, keys.k, keys.k_stride, kPieceKeys);
-  a.v_piece = key_map(p, keys.v, keys.v_stride, kPieceKeys);
-  a.lengths = p.lengths;
-  a.work_items = static_cast<int32_t>(shape.work_items());
-  a.out = static_cast<__nv_bfloat16*>(p.out);
-  a.lse = p.lse;
-  a.out_stride = p.out_stride;
-  a.kv_heads = p.kv_heads;
-  a.group = group_of(p);
-  a.tokens = p.tokens;
-  a.tiles = shape.tiles();
-  a.tile_queries = shape.tile_queries;
-  a.scale = p.scale;
-  a.scale_log2 = p.scale * std::numbers::log2e_v<float>;
+  describe_call(p, shape, keys, a);
   if (p.head_dim == 64) {
     launch_attention_forward<64>(a, multiprocessors(), stream);
   } else {
@@ -142,6 +167,20 @@ size_t sm90_short_all::workspace_bytes(const AttentionForward&) {
 
 void sm90_short_all::run(const AttentionForward& p, CUstream_st* stream) {
   run_short<false>(p, "attention_forward (sm90_short_all)", why_not(p), stream);
+}
+
+std::string_view sm90_whole::why_not(const AttentionForward& p) {
+  return sm90::why_not(p);
+}
+
+size_t sm90_whole::workspace_bytes(const AttentionForward&) {
+  return 0;
+}
+
+void sm90_whole::run(const AttentionForward& p, CUstream_st* stream) {
+  sm90::check_call(p, "attention_forward (sm90_whole)", why_not(p));
+  if (p.batch == 0 || p.tokens == 0) return;
+  sm90::run_whole(p, stream);
 }
 
 }  // namespace natslm::kernels

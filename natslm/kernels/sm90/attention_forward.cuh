@@ -90,7 +90,7 @@ struct Producer {
   Shared& shared;
   const int32_t lane;
   RingPosition<Config::kStages> ring;
-  uint32_t q_parity = 0;
+  RingPosition<Config::kQueryStages> q_ring;
 
   // Lane l sees to keys 4 l .. 4 l + 3 of a tile, which are in piece l / 4.
   template <class Source>
@@ -183,25 +183,26 @@ struct Producer {
 
   // Announces a query tile, and brings Q if it sees keys.
   __device__ void load_q(const QueryTile& tile) {
-    barrier_wait(shared.empty_q, q_parity ^ 1);
-    q_parity ^= 1;
+    const int32_t stage = q_ring.stage;
+    uint64_t& full = shared.full_q[stage];
+    barrier_wait(shared.empty_q[stage], q_ring.parity ^ 1);
+    q_ring.advance();
     if (lane == 0) {
-      shared.query_tile = tile;
+      shared.query_tile[stage] = tile;
       if (tile.sees_keys) {
-        const uint32_t half_bytes = a.tile_queries * a.group * sizeof(shared.q[0][0]);
-        barrier_expect_bytes(shared.full_q,
-                             (Config::kLoadsDout ? 2 : 1) * Config::kHalves * half_bytes);
+        const uint32_t half_bytes = a.tile_queries * a.group * sizeof(shared.q[0][0][0]);
+        barrier_expect_bytes(full, (Config::kLoadsDout ? 2 : 1) * Config::kHalves * half_bytes);
 #pragma unroll
         for (int half = 0; half < Config::kHalves; ++half) {
-          tma_load(shared.q[half], a.q, shared.full_q, half * kSwizzleColumns, 0, tile.first_query,
+          tma_load(shared.q[stage][half], a.q, full, half * kSwizzleColumns, 0, tile.first_query,
                    tile.kv_head, tile.batch);
           if constexpr (Config::kLoadsDout) {
-            tma_load(shared.dout[half], a.dout, shared.full_q, half * kSwizzleColumns, 0,
+            tma_load(shared.dout[stage][half], a.dout, full, half * kSwizzleColumns, 0,
                      tile.first_query, tile.kv_head, tile.batch);
           }
         }
       }
-      barrier_arrive(shared.full_q);
+      barrier_arrive(full);
     }
     __syncwarp();
   }
@@ -251,7 +252,7 @@ struct Producer {
 // Scores of 64 rows against a key tile, one group of multiplications.
 template <class Config>
 __device__ inline void start_scores(float (&scores)[kTileKeys / 2], uint64_t q, uint64_t k) {
-  constexpr uint32_t kQHalf = sizeof(Config::Shared::q[0]),
+  constexpr uint32_t kQHalf = sizeof(Config::Shared::q[0][0]),
                      kKHalf = sizeof(Config::Shared::k[0][0]);
   wgmma_begin();
 #pragma unroll
@@ -312,7 +313,7 @@ struct Consumer {
   Shared& shared;
   const int32_t warpgroup;  // 0 .. kConsumers - 1, the same value in all lanes
   RingPosition<Config::kStages> k_ring, v_ring;
-  uint32_t q_parity = 0;
+  RingPosition<Config::kQueryStages> q_ring;
   int32_t offset[2], head[2];  // of the two rows: position - first, head in the group
 
   __device__ Consumer(const ForwardArguments& arguments, Shared& s, int32_t group)
@@ -350,7 +351,7 @@ struct Consumer {
     hide(scores, flags, shared.position[stage], shared.last[stage], queries);
     __syncwarp();
     hand_back(shared.empty_k[stage]);
-    if (flags & kLastKeyTile) hand_back(shared.empty_q);
+    if (flags & kLastKeyTile) hand_back(shared.empty_q[q_ring.stage]);
     k_ring.advance();
     return flags;
   }
@@ -377,7 +378,7 @@ struct Consumer {
 
   __device__ void attend(const QueryTile& tile, Softmax& softmax,
                          float (&out)[Config::kHeadDim / 2]) {
-    const uint64_t q = matrix_descriptor(shared.q[0][64 * warpgroup]);
+    const uint64_t q = matrix_descriptor(shared.q[q_ring.stage][0][64 * warpgroup]);
     const auto k = [&] { return matrix_descriptor(shared.k[k_ring.stage][0]); };
     const auto v = [&] {
       return matrix_descriptor(shared.v[v_ring.stage][0], sizeof(shared.v[0][0]));
@@ -429,9 +430,9 @@ struct Consumer {
 
   __device__ void run() {
     if (warpgroup == Config::kConsumers - 1) pass_turn();  // warpgroup 0 begins
-    for (;; q_parity ^= 1) {
-      barrier_wait(shared.full_q, q_parity);
-      const QueryTile tile = shared.query_tile;
+    for (;; q_ring.advance()) {
+      barrier_wait(shared.full_q[q_ring.stage], q_ring.parity);
+      const QueryTile tile = shared.query_tile[q_ring.stage];
       if (tile.batch < 0) return;
       Softmax softmax{a.scale_log2};
       float out[Config::kHeadDim / 2] = {};
@@ -439,7 +440,7 @@ struct Consumer {
         attend(tile, softmax, out);
       } else {
         __syncwarp();
-        hand_back(shared.empty_q);
+        hand_back(shared.empty_q[q_ring.stage]);
       }
       store(tile, out, softmax);
     }
@@ -449,8 +450,10 @@ struct Consumer {
 template <class Config>
 __device__ inline void init_tile_barriers(typename Config::Shared& shared) {
   constexpr uint32_t kConsumerWarps = Config::kConsumers * (kWarpgroupThreads / kWarpThreads);
-  barrier_init(shared.full_q, 1);
-  barrier_init(shared.empty_q, kConsumerWarps);
+  for (int stage = 0; stage < Config::kQueryStages; ++stage) {
+    barrier_init(shared.full_q[stage], 1);
+    barrier_init(shared.empty_q[stage], kConsumerWarps);
+  }
   for (int stage = 0; stage < Config::kStages; ++stage) {
     barrier_init(shared.full_k[stage], 1);
     barrier_init(shared.full_v[stage], 1);
@@ -462,7 +465,7 @@ __device__ inline void init_tile_barriers(typename Config::Shared& shared) {
 
 template <int kHeadDim>
 struct ForwardKernel {
-  using Config = ForwardConfig<kHeadDim>;
+  using Config = ForwardConfig<kHeadDim, forward_rows(kHeadDim) / 64, /*kQueryStages=*/1>;
   using Producer = sm90::Producer<Config>;
   using Consumer = sm90::Consumer<Config>;
   __device__ static void init_barriers(typename Config::Shared& shared) {

@@ -115,4 +115,11 @@ NATSLM_HD constexpr KeyRun take_blocks(BlockGroup& group, int32_t group_block, i
   return {begin, begin, full ? end : begin, end};
 }
 
+// A list of items, the longest first, dealt out to `blocks` blocks beforehand: they take items in
+// turn, and every second time from the other end. Which item a block has in a round; the last round
+// may have none for it.
+NATSLM_HD constexpr int32_t dealt_item(int32_t round, int32_t block, int32_t blocks) {
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+}
+
 }  // namespace natslm::kernels::sm90

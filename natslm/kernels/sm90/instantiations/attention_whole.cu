@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "natslm/kernels/sm90/attention_whole.cuh"
+
+namespace natslm::kernels::sm90 {
+
+template void launch_attention_whole<64, 128>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<64, 192>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<128, 128>(const WholeArguments&, int, CUstream_st*);
+
+}  // namespace natslm::kernels::sm90
