@@ -16,32 +16,22 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "natslm/base/error.h"
 #include "natslm/models/init.h"
 #include "natslm/models/models.h"
 #include "natslm/models/rotary.h"
 #include "natslm/models/safetensors.h"
+#include "tests/support/error_of.h"
 
 namespace natslm::models {
 namespace {
 
 using at::Tensor;
+using test::error_of;
 namespace fs = std::filesystem;
 
 double worst(const Tensor& a, const Tensor& b) {
   EXPECT_EQ(a.sizes(), b.sizes());
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
-
-// Runs the call and returns the message of the Error it throws.
-template <class Call>
-std::string message_of(const Call& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 Config small_config() {
@@ -102,10 +92,9 @@ TEST(Rotary, SplitsAProjectionIntoTurnedHeadsAndPutsTheGradientTogetherAgain) {
 TEST(Rotary, RefusesPositionsBeyondTheContext) {
   const Rotary rotary(8, 10000, 10);
   const Tensor x = normal({1, 1, 8}, 1, 1, "x");
-  EXPECT_NE(
-      message_of([&] { rotary.rotate(x, at::arange(10, 11, at::kInt)); }).find("context of 10"),
-      std::string::npos);
-  EXPECT_NE(message_of([&] {
+  EXPECT_NE(error_of([&] { rotary.rotate(x, at::arange(10, 11, at::kInt)); }).find("context of 10"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] {
               rotary.split_heads(normal({1, 11, 24}, 1, 1, "x"), 1, 1);
             }).find("context of 10"),
             std::string::npos);
@@ -140,7 +129,7 @@ TEST(Presets, AreTheOnesDocumented) {
   EXPECT_EQ(preset("small").config.width, 384);
   EXPECT_EQ(preset("gpt2-small").config.roles.window, 32);
   for (const Preset& p : presets()) check(p.config);
-  EXPECT_NE(message_of([] { preset("huge"); }).find("choose one of tiny, small, gpt2-small"),
+  EXPECT_NE(error_of([] { preset("huge"); }).find("choose one of tiny, small, gpt2-small"),
             std::string::npos);
 }
 
@@ -160,7 +149,7 @@ TEST(Config, ErrorsNameFileFieldAndValue) {
     } else {
       json[field] = value;
     }
-    return message_of([&] { config_from_json(json, "folder/config.json"); });
+    return error_of([&] { config_from_json(json, "folder/config.json"); });
   };
   EXPECT_EQ(with("width", nullptr), "folder/config.json: the field 'width' is missing");
   EXPECT_NE(with("width", "wide").find("the field 'width' is \"wide\""), std::string::npos);
@@ -184,13 +173,13 @@ class ModelFolder : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
   std::string load_error() const {
-    return message_of([&] { load_model(folder_); });
+    return error_of([&] { load_model(folder_); });
   }
   fs::path folder_;
 };
 
 TEST_F(ModelFolder, LoadsWhatWasSaved) {
-  EXPECT_EQ(load_error(), "no error");
+  EXPECT_EQ(load_error(), "");
 }
 
 TEST_F(ModelFolder, NamesTheFileThatIsMissing) {
