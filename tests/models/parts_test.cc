@@ -207,6 +207,31 @@ TEST_F(ModelFolder, NamesTheTensorThatDoesNotFit) {
       << load_error();
 }
 
+TEST_F(ModelFolder, TakesScoreLayersOnlyIfItHasNone) {
+  const PretrainedOptions options{.roles = {.set = roles::RoleSet::kGls, .window = 4}, .seed = 5};
+  const auto refusal = [&] { return error_of([&] { load_model(folder_, options); }); };
+  EXPECT_NE(refusal().find("trained with roles of its own"), std::string::npos) << refusal();
+  Config dense = small_config();
+  dense.roles.set = roles::RoleSet::kDense;
+  save_config(dense, folder_);  // beside weights with score layers
+  EXPECT_NE(refusal().find("layers.0.attention.roles.weight is no part of this model"),
+            std::string::npos)
+      << refusal();
+  save_model(*make_model(dense, 1), folder_);
+  Config wanted = dense;
+  wanted.roles = options.roles;
+  const auto fresh = make_model(wanted, options.seed), model = load_model(folder_, options);
+  const auto saved = load_model(folder_);
+  ASSERT_EQ(model->parameters().size(), saved->parameters().size() + 1);
+  size_t next = 0;
+  for (size_t i = 0; i < model->parameters().size(); ++i) {
+    const auto& [name, tensor] = model->parameters()[i];
+    const Tensor& expected =
+        is_score_layer(name) ? fresh->parameters()[i].second : saved->parameters()[next++].second;
+    EXPECT_TRUE(at::equal(tensor, expected)) << name;
+  }
+}
+
 TEST_F(ModelFolder, RefusesADamagedConfig) {
   std::ofstream(folder_ / "config.json") << "{\"layers\": 1";
   EXPECT_NE(load_error().find("not valid JSON"), std::string::npos) << load_error();
