@@ -7,34 +7,26 @@
 // ratio: ours / dense, forward + backward, minima of all rounds; cpu_ratio: the same of processor
 // time, to be read with OMP_NUM_THREADS=1 on a busy machine. visible: share of the causal
 // pairs. GFLOP/s: of the backward pass: three products over the visible pairs, and two over the
-// visible ones or, with horizons, over all causal ones. SPDX-License-Identifier: Apache-2.0
+// visible ones or, with horizons, over all causal ones.
+// SPDX-License-Identifier: Apache-2.0
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <benchmark/benchmark.h>
 
-#include <cmath>
-
 #include "bench/attention_bench.h"
 #include "natslm/kernels/attention_backward.h"
-#include "natslm/ops/parallel.h"
 
 namespace natslm::bench {
 namespace {
 
 void forward_and_backward(benchmark::State& state) {
-  const Shape shape{static_cast<int>(state.range(0)), static_cast<int>(state.range(1)),
-                    static_cast<int>(state.range(2)), static_cast<int>(state.range(3)),
-                    static_cast<int>(state.range(4))};
+  const Shape shape = shape_of(state);
   const RandomRoles roles =
       random_roles(shape, state.range(5) / 100.0, state.range(6) / 100.0, shape.tokens / 32);
   const int group = shape.q_heads / shape.kv_heads;
   const auto tensor = [&](int heads, uint64_t seed) {
-    const int64_t count = int64_t{shape.batch} * heads * shape.tokens * shape.head_dim;
-    std::vector<float> numbers = random_numbers(count, seed);
-    return at::from_blob(numbers.data(), {shape.batch, heads, shape.tokens, shape.head_dim})
-        .clone();
+    return random_tensor(shape, heads, at::kFloat, seed);
   };
   at::Tensor q = tensor(shape.q_heads, 1), k = tensor(shape.kv_heads, 2),
              v = tensor(shape.kv_heads, 3), dout = tensor(shape.q_heads, 4);
@@ -42,30 +34,14 @@ void forward_and_backward(benchmark::State& state) {
   std::vector<float> lse(shape.queries());
   std::vector<float> role_sums(3 * shape.keys());
 
-  kernels::AttentionForward f;
-  kernels::AttentionBackward b;
-  const auto strides = [](const at::Tensor& x) {
-    return kernels::Strides{x.stride(0), x.stride(1), x.stride(2)};
-  };
-  const auto describe = [&](auto& p) {
-    p.batch = shape.batch;
-    p.q_heads = shape.q_heads;
-    p.kv_heads = shape.kv_heads;
-    p.tokens = shape.tokens;
-    p.head_dim = shape.head_dim;
-    p.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
-    p.q = q.const_data_ptr();
-    p.k = k.const_data_ptr();
-    p.v = v.const_data_ptr();
-    p.out = out.mutable_data_ptr();
-    p.lse = lse.data();
-    p.q_stride = p.out_stride = strides(q);
-    p.k_stride = p.v_stride = strides(k);
-    p.last = roles.last.data();
-    p.parallel = ops::torch_threads();
-  };
-  describe(f);
-  describe(b);
+  auto f = describe<kernels::AttentionForward>(shape, q, k, v, roles.last);
+  f.out = out.mutable_data_ptr();
+  f.out_stride = strides(out);
+  f.lse = lse.data();
+  auto b = describe<kernels::AttentionBackward>(shape, q, k, v, roles.last);
+  b.out = f.out;
+  b.out_stride = f.out_stride;
+  b.lse = f.lse;
   b.dout = dout.const_data_ptr();
   b.dout_stride = b.dq_stride = strides(q);
   b.dk_stride = b.dv_stride = strides(k);

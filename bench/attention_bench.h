@@ -2,14 +2,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <benchmark/benchmark.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <ctime>
 #include <random>
 #include <vector>
 
 #include "natslm/base/lifetime.h"
+#include "natslm/kernels/attention_forward.h"
+#include "natslm/ops/parallel.h"
 
 namespace natslm::bench {
 
@@ -19,12 +26,54 @@ struct Shape {
   int64_t keys() const { return int64_t{batch} * kv_heads * tokens; }
 };
 
+// The first arguments of a benchmark: B, Hq, Hkv, T, D.
+inline Shape shape_of(const benchmark::State& state) {
+  return {static_cast<int>(state.range(0)), static_cast<int>(state.range(1)),
+          static_cast<int>(state.range(2)), static_cast<int>(state.range(3)),
+          static_cast<int>(state.range(4))};
+}
+
 inline std::vector<float> random_numbers(int64_t count, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> numbers(count);
   for (float& x : numbers) x = normal(random);
   return numbers;
+}
+
+// [B, heads, T, D]
+inline at::Tensor random_tensor(const Shape& shape, int heads, at::ScalarType type, uint64_t seed) {
+  const int64_t count = int64_t{shape.batch} * heads * shape.tokens * shape.head_dim;
+  std::vector<float> numbers = random_numbers(count, seed);
+  return at::from_blob(numbers.data(), {shape.batch, heads, shape.tokens, shape.head_dim})
+      .to(type, /*non_blocking=*/false, /*copy=*/true);
+}
+
+inline kernels::Strides strides(const at::Tensor& x) {
+  return {x.stride(0), x.stride(1), x.stride(2)};
+}
+
+// What forward and backward share.
+template <class Params>
+Params describe(const Shape& shape, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                const std::vector<int32_t>& last) {
+  Params p;
+  p.batch = shape.batch;
+  p.q_heads = shape.q_heads;
+  p.kv_heads = shape.kv_heads;
+  p.tokens = shape.tokens;
+  p.head_dim = shape.head_dim;
+  p.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
+  p.dtype = q.scalar_type() == at::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+  p.q = q.const_data_ptr();
+  p.k = k.const_data_ptr();
+  p.v = v.const_data_ptr();
+  p.q_stride = strides(q);
+  p.k_stride = strides(k);
+  p.v_stride = strides(v);
+  p.last = last.data();
+  p.parallel = ops::torch_threads();
+  return p;
 }
 
 // Lifetimes of [B, Hkv, T] keys: Global with probability global_share, Local with local_share, the

@@ -8,64 +8,33 @@
 // visible pairs, so never above what the dense kernel would need for them.
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <benchmark/benchmark.h>
 #include <c10/core/InferenceMode.h>
 
-#include <cmath>
-
 #include "bench/attention_bench.h"
 #include "natslm/kernels/attention_forward.h"
-#include "natslm/ops/parallel.h"
 
 namespace natslm::bench {
 namespace {
 
 void forward(benchmark::State& state) {
   const c10::InferenceMode no_gradients;
-  const Shape shape{static_cast<int>(state.range(0)), static_cast<int>(state.range(1)),
-                    static_cast<int>(state.range(2)), static_cast<int>(state.range(3)),
-                    static_cast<int>(state.range(4))};
+  const Shape shape = shape_of(state);
   const RandomRoles roles = random_roles(shape, state.range(5) / 100.0, state.range(6) / 100.0, 64);
-  const bool bf16 = state.range(7) == 16;
-
-  const auto type = bf16 ? at::kBFloat16 : at::kFloat;
-  const auto tensor = [&](int heads, uint64_t seed) {
-    const int64_t count = int64_t{shape.batch} * heads * shape.tokens * shape.head_dim;
-    std::vector<float> numbers = random_numbers(count, seed);
-    return at::from_blob(numbers.data(), {shape.batch, heads, shape.tokens, shape.head_dim})
-        .to(type, /*non_blocking=*/false, /*copy=*/true);
-  };
-  const at::Tensor q = tensor(shape.q_heads, 1), k = tensor(shape.kv_heads, 2),
-                   v = tensor(shape.kv_heads, 3);
+  const auto type = state.range(7) == 16 ? at::kBFloat16 : at::kFloat;
+  const at::Tensor q = random_tensor(shape, shape.q_heads, type, 1),
+                   k = random_tensor(shape, shape.kv_heads, type, 2),
+                   v = random_tensor(shape, shape.kv_heads, type, 3);
   const int group = shape.q_heads / shape.kv_heads;
   const at::Tensor wide_k = k.repeat_interleave(group, 1), wide_v = v.repeat_interleave(group, 1);
   at::Tensor out = q.clone();
   std::vector<float> lse(shape.queries());
 
-  kernels::AttentionForward p;
-  p.batch = shape.batch;
-  p.q_heads = shape.q_heads;
-  p.kv_heads = shape.kv_heads;
-  p.tokens = shape.tokens;
-  p.head_dim = shape.head_dim;
-  p.scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
-  p.dtype = bf16 ? DType::kBFloat16 : DType::kFloat32;
-  p.q = q.const_data_ptr();
-  p.k = k.const_data_ptr();
-  p.v = v.const_data_ptr();
-  const auto strides = [](const at::Tensor& x) {
-    return kernels::Strides{x.stride(0), x.stride(1), x.stride(2)};
-  };
-  p.q_stride = strides(q);
-  p.k_stride = strides(k);
-  p.v_stride = strides(v);
-  p.out_stride = strides(out);
-  p.last = roles.last.data();
+  auto p = describe<kernels::AttentionForward>(shape, q, k, v, roles.last);
   p.out = out.mutable_data_ptr();
+  p.out_stride = strides(out);
   p.lse = lse.data();
-  p.parallel = ops::torch_threads();
 
   Race race;
   for (auto _ : state) {

@@ -15,6 +15,7 @@
 #include "natslm/base/version.h"
 #include "natslm/cli/command.h"
 #include "natslm/cli/device.h"
+#include "natslm/cli/field_options.h"
 #include "natslm/cli/interrupt.h"
 #include "natslm/cli/model_folder.h"
 #include "natslm/cli/progress.h"
@@ -23,6 +24,7 @@
 #include "natslm/models/models.h"
 #include "natslm/models/side_car.h"
 #include "natslm/train/device.h"
+#include "natslm/train/fields_json.h"
 #include "natslm/train/finetune_text.h"
 
 namespace natslm::cli {
@@ -53,7 +55,10 @@ class Run {
     const c10::Device device = device_from(a_.device);
     context_.measured_on(device);
     if (device.is_cuda()) train::prepare_cuda();
-    choose();
+    recipe_ = &train::finetune_recipe(a_.recipe);
+    complete(command_, a_.options, recipe_->options);
+    check(a_.options);
+    report_fields(command_, a_.options);
     NATSLM_CHECK(a_.resume || !fs::exists(a_.out), "--out ", a_.out,
                  " is already there; choose another name, or remove it");
     open(device);
@@ -62,31 +67,6 @@ class Run {
   }
 
  private:
-  CLI::Option& option(const std::string& name) { return *command_.get_option("--" + name); }
-
-  // Fields that were not given take the values of the recipe.
-  void choose() {
-    recipe_ = &train::finetune_recipe(a_.recipe);
-    train::FinetuneOptions merged = recipe_->options;
-    train::for_each_field_of(a_.options, [&](const char* name, const auto& value, auto,
-                                             const char*) {
-      if (option(name).count() == 0) return;
-      train::for_each_field_of(merged, [&](const char* other, auto& field, auto, const char*) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(field)>, std::decay_t<decltype(value)>>)
-          if (std::string_view(name) == other) field = value;
-      });
-    });
-    a_.options = merged;
-    check(a_.options);
-    train::for_each_field_of(
-        a_.options, [&](const char* name, const auto& value, auto, const char*) {
-          if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::string>)
-            option(name).default_str(value);
-          else
-            option(name).default_str(nlohmann::json(value).dump());
-        });
-  }
-
   void open(const c10::Device& device) {
     opened_ = open_tokenizer(a_.model);
     const models::Config config = models::load_config(a_.model);
@@ -212,16 +192,13 @@ class Run {
     for (const auto* group : {&text_.text, &text_.carriers})
       for (const train::FinetuneSource& source : *group)
         sources += (sources.empty() ? "" : ", ") + source.name;
-    nlohmann::ordered_json settings;
-    train::for_each_field_of(a_.options, [&](const char* name, const auto& value, auto,
-                                             const char*) { settings[name] = value; });
     const std::string mix = recipe_->mix == "passkeys"
                                 ? std::string(recipe_->mix)
                                 : "plain " + fixed(a_.plain, 2) + ", repeat " +
                                       fixed(a_.repeat, 2) + ", facts " + fixed(a_.facts, 2);
     return {{"recipe", a_.recipe},
             {"mix", mix},
-            {"settings", settings.dump()},
+            {"settings", train::fields_json(a_.options).dump()},
             {"texts", sources},
             {"text_fingerprint", text_.fingerprint},
             {"steps", std::to_string(result.steps)},
@@ -321,10 +298,7 @@ void add_finetune(CLI::App& app, Context& context) {
                   "afterwards time a dense forward and backward pass of a batch, so many times")
       ->check(CLI::Range(0, 1000));
   add_device_option(command, a->device);
-  train::for_each_field_of(a->options,
-                           [&](const char* name, auto& field, train::Affects, const char* help) {
-                             command.add_option(std::string("--") + name, field, help);
-                           });
+  add_field_options(command, a->options);
   command.get_option("--lambda")->excludes(command.get_option("--pairs"));
 }
 

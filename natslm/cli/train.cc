@@ -11,6 +11,7 @@
 #include "natslm/base/error.h"
 #include "natslm/cli/command.h"
 #include "natslm/cli/device.h"
+#include "natslm/cli/field_options.h"
 #include "natslm/cli/interrupt.h"
 #include "natslm/cli/progress.h"
 #include "natslm/cli/table.h"
@@ -103,33 +104,14 @@ class Run {
     } else {
       continue_from(find_resumption(a_.resume));
     }
-    // The values in use are the defaults that --json reports.
-    train::for_each_field(a_.options, [&](const char* name, const auto& value, auto, const char*) {
-      if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::string>) {
-        option(name).default_str(value);
-      } else {
-        option(name).default_str(nlohmann::json(value).dump());
-      }
-    });
+    report_fields(command_, a_.options);
     if (device.is_cuda()) model_->to(device);
     train();
   }
 
  private:
-  CLI::Option& option(const std::string& name) { return *command_.get_option("--" + name); }
-  bool given(const std::string& name) { return option(name).count() > 0; }
-
-  // The fields of the command line that were not given take the values of `base`.
-  void complete(const train::Options& base) {
-    train::Options merged = base;
-    train::for_each_field(a_.options, [&](const char* name, const auto& value, auto, const char*) {
-      if (!given(name)) return;
-      train::for_each_field(merged, [&](const char* other, auto& field, auto, const char*) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(field)>, std::decay_t<decltype(value)>>)
-          if (std::string_view(name) == other) field = value;
-      });
-    });
-    a_.options = merged;
+  bool given(const std::string& name) const {
+    return command_.get_option("--" + name)->count() > 0;
   }
 
   models::Config config() {
@@ -144,7 +126,7 @@ class Run {
   }
 
   void begin() {
-    complete(train::recipe(a_.preset));
+    complete(command_, a_.options, train::recipe(a_.preset));
     if (given("lambda")) a_.options.kv_budget = 0;
     models::Config wanted = config();
     models::check(wanted);
@@ -189,7 +171,7 @@ class Run {
         "; leave it out");
     folder_ = from.folder;
     checkpoint_ = from.checkpoint;
-    complete(train::options_of(train::open_checkpoint(checkpoint_)));
+    complete(command_, a_.options, train::options_of(train::open_checkpoint(checkpoint_)));
     text_ = train::open_text(folder_);
     model_ = models::load_model(checkpoint_);
   }
@@ -325,10 +307,7 @@ void add_train(CLI::App& app, Context& context) {
   add_device_option(command, a->device);
   command.add_option("--cuda-graph", a->graph,
                      "on a GPU: record a step once and repeat it; false: launch each kernel anew");
-  train::for_each_field(a->options,
-                        [&](const char* name, auto& field, train::Affects, const char* help) {
-                          command.add_option(std::string("--") + name, field, help);
-                        });
+  add_field_options(command, a->options);
   command.get_option("--lambda")->excludes(command.get_option("--kv-budget"));
 }
 

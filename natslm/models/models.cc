@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/models.h"
 
-#include <c10/core/GradMode.h>
-
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -236,11 +233,14 @@ Config load_config(const fs::path& folder) {
   return config_from_json(json, file.string());
 }
 
-void load_weights(Model& model, const fs::path& file) {
+namespace {
+
+// Fills these parameters from a weight file; tensors of other names in it are an error.
+void load_weights(const NamedTensors& parameters, const fs::path& file) {
   const WeightFiles weights = WeightFiles::open(file);
   std::vector<WeightTarget> targets;
   std::set<std::string_view> known;
-  for (const auto& [name, parameter] : model.parameters()) {
+  for (const auto& [name, parameter] : parameters) {
     targets.push_back({name, parameter});
     known.insert(name);
   }
@@ -251,30 +251,28 @@ void load_weights(Model& model, const fs::path& file) {
   read_weights(weights, targets);
 }
 
-namespace {
-
 // A dense model of ours with score layers added, frozen but for those.
 std::unique_ptr<Model> load_with_roles(const fs::path& folder, const PretrainedOptions& options) {
   Config config = load_config(folder);
   NATSLM_CHECK(config.roles.set == roles::RoleSet::kDense, folder.string(),
                ": this model was trained with roles of its own; a side-car is for a dense one");
-  const auto dense = make_model(config, 0);
-  load_weights(*dense, folder / kWeightFile);
   config.roles = options.roles;
   auto model = make_model(config, options.seed);
-  const c10::NoGradGuard no_grad;
+  NamedTensors dense;
   for (const auto& [name, parameter] : model->parameters()) {
     if (is_score_layer(name)) continue;
-    const auto from =
-        std::ranges::find(dense->parameters(), name, &NamedTensors::value_type::first);
-    NATSLM_ASSERT(from != dense->parameters().end());
-    at::Tensor(parameter).copy_(from->second);
+    dense.emplace_back(name, parameter);
     at::Tensor(parameter).requires_grad_(false);
   }
+  load_weights(dense, folder / kWeightFile);
   return model;
 }
 
 }  // namespace
+
+void load_weights(Model& model, const fs::path& file) {
+  load_weights(model.parameters(), file);
+}
 
 std::unique_ptr<Model> load_model(const fs::path& folder, const PretrainedOptions& options) {
   if (is_pretrained(folder)) return open_pretrained(folder, options);

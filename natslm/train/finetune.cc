@@ -19,6 +19,7 @@
 #include "natslm/models/safetensors.h"
 #include "natslm/roles/roles.h"
 #include "natslm/train/device.h"
+#include "natslm/train/fields_json.h"
 #include "natslm/train/finetune_loss.h"
 #include "natslm/train/report_mean.h"
 #include "natslm/train/run_log.h"
@@ -35,14 +36,6 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-Json options_json(const FinetuneOptions& options) {
-  Json json = Json::object();
-  for_each_field_of(options, [&](const char* name, const auto& value, Affects, const char*) {
-    json[name] = value;
-  });
-  return json;
 }
 
 models::NamedTensors learned_parameters(const models::Model& model) {
@@ -195,7 +188,7 @@ void FineTuner::save_checkpoint() {
                 {"seconds", seconds_},
                 {"loss", last_.loss},
                 {"pairs", last_.sampled.pairs},
-                {"options", options_json(options_)},
+                {"options", fields_json(options_)},
                 {"identity", parts_.identity}};
   if (control_) {
     const roles::BudgetControl::State& s = control_->state();
@@ -212,14 +205,9 @@ bool FineTuner::resume() {
   if (from.empty()) return false;
   const Json state = open_checkpoint(from);
   const std::string where = from.string();
-  const Json mine = options_json(options_);
   try {
-    for_each_field_of(options_, [&](const char* name, const auto&, Affects affects, const char*) {
-      const Json& saved = state.at("options").at(name);
-      NATSLM_CHECK(affects != Affects::kWeights || mine[name] == saved, "--", name, " is ",
-                   mine[name].dump(), ", but the run in ", where, " has ", saved.dump(),
-                   "; give the same to continue it, or remove the folder to begin anew");
-    });
+    check_same_weights(options_, state.at("options"), where,
+                       "give the same to continue it, or remove the folder to begin anew");
     NATSLM_CHECK(state.at("identity") == parts_.identity, "the run in ", where,
                  " had another model or other texts; give the same to continue it, or remove the "
                  "folder to begin anew");

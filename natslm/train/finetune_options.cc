@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "natslm/base/error.h"
+#include "natslm/train/options.h"
 
 namespace natslm::train {
 namespace {
@@ -64,23 +65,7 @@ void check(const FinetuneOptions& o) {
   NATSLM_CHECK(o.pairs >= 0 && o.pairs <= 1, "--pairs is ", o.pairs, "; it must be from 0 to 1");
   // The rest as in training from scratch.
   Options same;
-  same.steps = o.steps;
-  same.batch = o.batch;
-  same.micro_batch = o.micro_batch;
-  same.context = o.context;
-  same.learning_rate = o.learning_rate;
-  same.final_share = o.final_share;
-  same.warm_up = o.warm_up;
-  same.beta1 = o.beta1;
-  same.beta2 = o.beta2;
-  same.decay = o.decay;
-  same.clip = o.clip;
-  same.lambda = o.lambda;
-  same.control_gain = o.control_gain;
-  same.control_start = o.control_start;
-  same.bias_range = o.bias_range;
-  same.log_every = o.log_every;
-  same.checkpoint_every = o.checkpoint_every;
+  copy_fields(o, same, [](const char*) { return true; });
   check(same);
 }
 

@@ -1,15 +1,17 @@
 // Everything a fine-tuning run can be told, once: the command line, the checkpoint and the check
-// that a resumed run is the same run all walk for_each_field(). Recipes are sets of values with a
-// name. SPDX-License-Identifier: Apache-2.0
+// that a resumed run is the same run all walk its fields (fields.h). Recipes are named sets of
+// values.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "natslm/roles/roles.h"
-#include "natslm/train/options.h"
+#include "natslm/train/fields.h"
 
 namespace natslm::train {
 
@@ -71,54 +73,53 @@ struct FinetuneRecipe {
 std::span<const FinetuneRecipe> finetune_recipes();
 const FinetuneRecipe& finetune_recipe(std::string_view name);  // throws Error listing what there is
 
-// Calls visit(name, field, affects, help) for every field. `O` is FinetuneOptions or const.
-template <class O, class Visit>
-void for_each_field_of(O& o, Visit&& visit) {
+// How for_each_field() finds the fields of FinetuneOptions.
+constexpr auto fields_of(const FinetuneOptions&) {
   using enum Affects;
-  visit("method", o.method, kWeights,
-        "roles: score layers; adapter: a control that evicts nothing, a low-rank addition to the "
-        "attention's outputs with as many numbers");
-  visit(
-      "loss", o.loss, kWeights,
-      "ce: cross-entropy; kl: divergence from the dense model; both: their sum; hidden-mse: error "
-      "of the last hidden states");
-  visit("steps", o.steps, kWeights, "optimiser steps");
-  visit("batch", o.batch, kWeights, "texts a step");
-  visit("micro-batch", o.micro_batch, kWeights,
-        "texts in memory at once, their gradients are added up; 0: the whole batch");
-  visit("context", o.context, kWeights, "tokens a text");
-  visit("roles", o.roles, kWeights, "roles a token may have: gls, gs or gl");
-  visit("window", o.window, kWeights, "tokens a Sliding token lives");
-  visit("role-chunk", o.role_chunk, kWeights, "tokens that share a role");
-  visit("lr", o.learning_rate, kWeights, "highest learning rate");
-  visit("final-lr", o.final_share, kWeights, "learning rate of the last step / highest");
-  visit("warm-up", o.warm_up, kWeights, "steps of linear rise at the start");
-  visit("beta1", o.beta1, kWeights, "AdamW: share of the old mean gradient kept each step");
-  visit("beta2", o.beta2, kWeights, "AdamW: share of the old mean squared gradient kept each step");
-  visit("decay", o.decay, kWeights, "AdamW: weight decay");
-  visit("clip", o.clip, kWeights, "longest gradient; 0: no limit");
-  visit(
-      "pairs", o.pairs, kWeights,
-      "share of pairs of query and key alive to aim at, drawn biases included; 0: the window's and "
-      "19 % of the others");
-  visit("lambda", o.lambda, kWeights, "price of memory, fixed; 0: steered towards --pairs");
-  visit("control-gain", o.control_gain, kWeights,
-        "largest change of log(lambda) a step while aiming at --pairs");
-  visit("control-start", o.control_start, kWeights, "lambda at step 0 while aiming at --pairs");
-  visit(
-      "bias-range", o.bias_range, kWeights,
-      "each text's Sliding logits are shifted by a number drawn up to this far from 0, so that one "
-      "side-car serves many budgets; 0: none are");
-  visit(
-      "price-slope", o.price_slope, kWeights,
-      "a text whose Sliding logits are shifted by b pays e^(slope * b) times the price, so that a "
-      "shift means another price of memory; 0: all pay the same");
-  visit("recompute", o.recompute, kFilesOnly,
-        "make each layer's activations again in the backward pass: less memory, more time");
-  visit("seed", o.seed, kWeights, "of initial weights, texts and sampled roles");
-  visit("log-every", o.log_every, kFilesOnly, "steps between lines of the log");
-  visit("checkpoint-every", o.checkpoint_every, kFilesOnly,
-        "steps between checkpoints; 0: only on Ctrl-C");
+  using O = FinetuneOptions;
+  return std::tuple{
+      Field{"method", &O::method, kWeights,
+            "roles: score layers; adapter: a control that evicts nothing, a low-rank addition "
+            "to the attention's outputs with as many numbers"},
+      Field{"loss", &O::loss, kWeights,
+            "ce: cross-entropy; kl: divergence from the dense model; both: their sum; "
+            "hidden-mse: error of the last hidden states"},
+      Field{"steps", &O::steps, kWeights, "optimiser steps"},
+      Field{"batch", &O::batch, kWeights, "texts a step"},
+      Field{"micro-batch", &O::micro_batch, kWeights,
+            "texts in memory at once, their gradients are added up; 0: the whole batch"},
+      Field{"context", &O::context, kWeights, "tokens a text"},
+      Field{"roles", &O::roles, kWeights, "roles a token may have: gls, gs or gl"},
+      Field{"window", &O::window, kWeights, "tokens a Sliding token lives"},
+      Field{"role-chunk", &O::role_chunk, kWeights, "tokens that share a role"},
+      Field{"lr", &O::learning_rate, kWeights, "highest learning rate"},
+      Field{"final-lr", &O::final_share, kWeights, "learning rate of the last step / highest"},
+      Field{"warm-up", &O::warm_up, kWeights, "steps of linear rise at the start"},
+      Field{"beta1", &O::beta1, kWeights, "AdamW: share of the old mean gradient kept each step"},
+      Field{"beta2", &O::beta2, kWeights,
+            "AdamW: share of the old mean squared gradient kept each step"},
+      Field{"decay", &O::decay, kWeights, "AdamW: weight decay"},
+      Field{"clip", &O::clip, kWeights, "longest gradient; 0: no limit"},
+      Field{"pairs", &O::pairs, kWeights,
+            "share of pairs of query and key alive to aim at, drawn biases included; 0: the "
+            "window's and 19 % of the others"},
+      Field{"lambda", &O::lambda, kWeights, "price of memory, fixed; 0: steered towards --pairs"},
+      Field{"control-gain", &O::control_gain, kWeights,
+            "largest change of log(lambda) a step while aiming at --pairs"},
+      Field{"control-start", &O::control_start, kWeights,
+            "lambda at step 0 while aiming at --pairs"},
+      Field{"bias-range", &O::bias_range, kWeights,
+            "each text's Sliding logits are shifted by a number drawn up to this far from 0, so "
+            "that one side-car serves many budgets; 0: none are"},
+      Field{"price-slope", &O::price_slope, kWeights,
+            "a text whose Sliding logits are shifted by b pays e^(slope * b) times the price, "
+            "so that a shift means another price of memory; 0: all pay the same"},
+      Field{"recompute", &O::recompute, kFilesOnly,
+            "make each layer's activations again in the backward pass: less memory, more time"},
+      Field{"seed", &O::seed, kWeights, "of initial weights, texts and sampled roles"},
+      Field{"log-every", &O::log_every, kFilesOnly, "steps between lines of the log"},
+      Field{"checkpoint-every", &O::checkpoint_every, kFilesOnly,
+            "steps between checkpoints; 0: only on Ctrl-C"}};
 }
 
 }  // namespace natslm::train

@@ -15,6 +15,7 @@
 #include "natslm/models/models.h"
 #include "natslm/models/safetensors.h"
 #include "natslm/train/device_steps.h"
+#include "natslm/train/fields_json.h"
 #include "natslm/train/report_mean.h"
 #include "natslm/train/run_log.h"
 #include "natslm/train/steps.h"
@@ -36,14 +37,6 @@ int64_t peak_bytes() {
   struct rusage usage = {};
   ::getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
-}
-
-Json to_json(const Options& options) {
-  Json json = Json::object();
-  for_each_field(options, [&](const char* name, const auto& value, Affects, const char*) {
-    json[name] = value;
-  });
-  return json;
 }
 
 }  // namespace
@@ -70,8 +63,8 @@ fs::path checkpoint_folder(const fs::path& run_folder) {
 Options options_of(const Json& state) {
   Options options;
   try {
-    for_each_field(options, [&](const char* name, auto& value, Affects, const char*) {
-      value = state.at("options").at(name).get<std::decay_t<decltype(value)>>();
+    for_each_field(options, [&](const auto& field, auto& value) {
+      value = state.at("options").at(field.name).template get<std::decay_t<decltype(value)>>();
     });
   } catch (const nlohmann::json::exception&) {
     fail("the checkpoint's options are not those of this version; start the run again");
@@ -140,7 +133,7 @@ void Trainer::save_checkpoint() {
                 {"step_seconds", step_seconds_},
                 {"loss", last_.loss},
                 {"shares", {last_.sampled.pairs, last_.kv_end, last_.sampled.kv_mean}},
-                {"options", to_json(options_)},
+                {"options", fields_json(options_)},
                 {"identity", parts_.identity}};
   if (const auto control = steps_->control()) {
     state["control"] = {{"log_lambda", control->log_lambda},
@@ -160,12 +153,8 @@ void Trainer::resume(const fs::path& checkpoint) {
   const std::string where = checkpoint.string();
   NATSLM_CHECK(state.value("version", 0) == kStateVersion, where,
                " was written by another version of this program; start the run again");
-  const Json mine = to_json(options_), saved = to_json(options_of(state));
-  for_each_field(options_, [&](const char* name, const auto&, Affects affects, const char*) {
-    NATSLM_CHECK(affects != Affects::kWeights || mine[name] == saved[name], "--", name, " is ",
-                 mine[name].dump(), ", but the run in ", where, " has ", saved[name].dump(),
-                 "; leave the option out to continue it, or start a new run");
-  });
+  check_same_weights(options_, fields_json(options_of(state)), where,
+                     "leave the option out to continue it, or start a new run");
   const Json identity = state.value("identity", Json());
   for (const auto& [name, value] : parts_.identity.items()) {
     const Json before = identity.is_object() ? identity.value(name, Json()) : Json();

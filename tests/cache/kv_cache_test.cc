@@ -17,34 +17,13 @@
 #include "natslm/kernels/attention_decode.h"
 #include "tests/cache/cache_streams.h"
 #include "tests/support/error_of.h"
+#include "tests/support/plain_policies.h"
 
 namespace natslm::test {
 namespace {
 
 constexpr int32_t kTokens = 150;
 const cache::Shape kShape{2, 4, 2, 16};
-
-class KeepAll : public cache::Policy {
- public:
-  std::string spec() const override { return "keep all"; }
-  void on_append(cache::NewKeys&, std::span<cache::StoredKeys>) override {}
-};
-
-// Lifetimes known in advance.
-class Scripted : public cache::Policy {
- public:
-  explicit Scripted(std::vector<at::Tensor> last, bool edits = false)
-      : last_(std::move(last)), edits_(edits) {}
-  std::string spec() const override { return "scripted"; }
-  void on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys>) override {
-    fresh.last.copy_(last_[fresh.layer].narrow(1, fresh.first_position, fresh.last.size(1)));
-  }
-  bool edits_stored() const override { return edits_; }
-
- private:
-  std::vector<at::Tensor> last_;
-  bool edits_;
-};
 
 // Counts what is really allocated.
 class CountingMemory : public std::pmr::memory_resource {

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tests/cli/command_test.h"
 #include "tests/cli/program.h"
 #include "tests/cli/random_model.h"
 
@@ -12,19 +13,14 @@ namespace {
 
 using ::testing::HasSubstr;
 
-class EvalRecall : public ::testing::Test {
+class EvalRecall : public CommandTest {
  protected:
   static void SetUpTestSuite() {
-    scratch_ = new ScratchFolder();
+    CommandTest::SetUpTestSuite();
     write_model(*scratch_ / "model", {.context = 1024});
     write_file(*scratch_ / "text.txt", sample_text());
     write_file(*scratch_ / "short.txt", sample_text().substr(0, 500));
   }
-  static void TearDownTestSuite() {
-    delete scratch_;
-    scratch_ = nullptr;
-  }
-  static std::string path(const std::string& name) { return (*scratch_ / name).string(); }
 
   static Outcome run(const std::string& task, const std::vector<std::string>& more,
                      const std::string& text = "text.txt") {
@@ -39,16 +35,7 @@ class EvalRecall : public ::testing::Test {
     arguments.insert(arguments.end(), {"--json", path("out.json")});
     const Outcome outcome = run(task, arguments);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
-    std::vector<nlohmann::json> lines;
-    for (const std::string& line : lines_of(read_file(path("out.json")))) {
-      lines.push_back(nlohmann::json::parse(line));
-    }
-    return lines;
-  }
-  static void expect_error(const Outcome& outcome, int exit_code, const std::string& says) {
-    EXPECT_EQ(outcome.exit_code, exit_code) << outcome.err;
-    EXPECT_THAT(outcome.err, HasSubstr(says));
-    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
+    return json_lines("out.json");
   }
   static void expect_fields(const nlohmann::json& line, const std::string& task) {
     EXPECT_EQ(line["command"], "eval " + task);
@@ -59,9 +46,7 @@ class EvalRecall : public ::testing::Test {
       EXPECT_TRUE(r.contains(field)) << field;
     }
   }
-  static ScratchFolder* scratch_;
 };
-ScratchFolder* EvalRecall::scratch_ = nullptr;
 
 TEST_F(EvalRecall, FactsAreAskedForAndCounted) {
   const auto lines = results("facts", {"--samples", "3", "--facts", "3", "--ask", "2", "--policy",

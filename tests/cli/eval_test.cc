@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tests/cli/command_test.h"
 #include "tests/cli/program.h"
 #include "tests/cli/random_model.h"
 
@@ -13,20 +14,15 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-class EvalPpl : public ::testing::Test {
+class EvalPpl : public CommandTest {
  protected:
   static void SetUpTestSuite() {
-    scratch_ = new ScratchFolder();
+    CommandTest::SetUpTestSuite();
     write_model(*scratch_ / "model");
     write_model(*scratch_ / "dense", {.set = roles::RoleSet::kDense, .seed = 2});
     write_file(*scratch_ / "text.txt", sample_text());
     write_file(*scratch_ / "empty.txt", "");
   }
-  static void TearDownTestSuite() {
-    delete scratch_;
-    scratch_ = nullptr;
-  }
-  static std::string path(const std::string& name) { return (*scratch_ / name).string(); }
 
   // eval ppl of the model over the text, with more options.
   static Outcome run(const std::vector<std::string>& more, const std::string& model = "model",
@@ -40,20 +36,9 @@ class EvalPpl : public ::testing::Test {
     arguments.insert(arguments.end(), {"--json", path("out.json")});
     const Outcome outcome = run(arguments);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
-    std::vector<nlohmann::json> lines;
-    for (const std::string& line : lines_of(read_file(path("out.json")))) {
-      lines.push_back(nlohmann::json::parse(line));
-    }
-    return lines;
+    return json_lines("out.json");
   }
-  static void expect_error(const Outcome& outcome, int exit_code, const std::string& says) {
-    EXPECT_EQ(outcome.exit_code, exit_code) << outcome.err;
-    EXPECT_THAT(outcome.err, HasSubstr(says));
-    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
-  }
-  static ScratchFolder* scratch_;
 };
-ScratchFolder* EvalPpl::scratch_ = nullptr;
 
 TEST_F(EvalPpl, PrintsALineAPolicyAndWritesItsJson) {
   const auto lines = results({"--policy", "full", "--policy", "learned", "--policy",

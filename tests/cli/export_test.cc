@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/cli/command_test.h"
 #include "tests/cli/program.h"
 #include "tests/cli/random_model.h"
 #include "tests/models/gguf_model.h"
@@ -22,21 +23,16 @@ using Type = GgufFile::ValueType;
 
 constexpr const char* kTemplate = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}";
 
-class Export : public ::testing::Test {
+class Export : public CommandTest {
  protected:
   static void SetUpTestSuite() {
-    scratch_ = new ScratchFolder();
+    CommandTest::SetUpTestSuite();
     write_model(*scratch_ / "llama", {.architecture = "llama", .set = roles::RoleSet::kDense});
     write_file(*scratch_ / "llama" / "tokenizer_config.json",
                Json({{"chat_template", kTemplate}, {"eos_token", "<|endoftext|>"}}).dump());
     write_file(*scratch_ / "llama" / "generation_config.json", R"({"temperature": 0.5})");
     write_model(*scratch_ / "own");
   }
-  static void TearDownTestSuite() {
-    delete scratch_;
-    scratch_ = nullptr;
-  }
-  static std::string path(const std::string& name) { return (*scratch_ / name).string(); }
   static Outcome run(const std::string& model, const std::string& out,
                      std::vector<std::string> more = {}) {
     more.insert(more.begin(), {"export", "--model", path(model), "--out", path(out)});
@@ -49,14 +45,7 @@ class Export : public ::testing::Test {
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
     return Json::parse(read_file(path("generated.json")))["results"]["text"];
   }
-  static void expect_error(const Outcome& outcome, int exit_code, const std::string& says) {
-    EXPECT_EQ(outcome.exit_code, exit_code) << outcome.err;
-    EXPECT_THAT(outcome.err, HasSubstr(says));
-    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
-  }
-  static ScratchFolder* scratch_;
 };
-ScratchFolder* Export::scratch_ = nullptr;
 
 // The vocabulary of a folder's byte-level tokenizer.json.
 void add_vocabulary(const fs::path& folder, GgufBuilder& file) {

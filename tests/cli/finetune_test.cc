@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "tests/cli/command_test.h"
 #include "tests/cli/program.h"
 #include "tests/cli/random_model.h"
 
@@ -19,10 +20,10 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-class Finetune : public ::testing::Test {
+class Finetune : public CommandTest {
  protected:
   static void SetUpTestSuite() {
-    scratch_ = new ScratchFolder();
+    CommandTest::SetUpTestSuite();
     write_model(*scratch_ / "model", {.context = 1024, .set = roles::RoleSet::kDense});
     write_model(*scratch_ / "same-sizes",
                 {.context = 512, .set = roles::RoleSet::kDense, .seed = 2, .norms = 1.5f});
@@ -32,11 +33,6 @@ class Finetune : public ::testing::Test {
     write_file(*scratch_ / "text.txt", sample_text() + sample_text());
     write_file(*scratch_ / "short.txt", sample_text().substr(0, 300));
   }
-  static void TearDownTestSuite() {
-    delete scratch_;
-    scratch_ = nullptr;
-  }
-  static std::string path(const std::string& name) { return (*scratch_ / name).string(); }
   using Options = std::map<std::string, std::string>;
   // A run of some steps that take milliseconds each; `more` adds options or replaces their values.
   static std::vector<std::string> small_run(const std::string& out, const Options& more = {}) {
@@ -58,7 +54,7 @@ class Finetune : public ::testing::Test {
     return run_program(arguments);
   }
   static nlohmann::json last_results(const std::string& file) {
-    return nlohmann::json::parse(lines_of(read_file(path(file))).back())["results"];
+    return json_lines(file).back()["results"];
   }
   static void expect_error(const Outcome& outcome, int exit_code, const std::string& says) {
     EXPECT_EQ(outcome.exit_code, exit_code) << outcome.err;
@@ -70,9 +66,7 @@ class Finetune : public ::testing::Test {
               1)
         << outcome.err;
   }
-  static ScratchFolder* scratch_;
 };
-ScratchFolder* Finetune::scratch_ = nullptr;
 
 TEST_F(Finetune, ASideCarServesEvaluationAndGenerationWithinItsBudget) {
   const Outcome taught = run_program(small_run("a.safetensors", {{"--json", path("a.json")}}));

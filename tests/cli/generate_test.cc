@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tests/cli/command_test.h"
 #include "tests/cli/program.h"
 #include "tests/cli/random_model.h"
 
@@ -13,20 +14,15 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-class Generate : public ::testing::Test {
+class Generate : public CommandTest {
  protected:
   static void SetUpTestSuite() {
-    scratch_ = new ScratchFolder();
+    CommandTest::SetUpTestSuite();
     write_model(*scratch_ / "model");
     write_model(*scratch_ / "global", {.all_global = true});
     write_file(*scratch_ / "prompt.txt", sample_text().substr(0, 120));
     write_file(*scratch_ / "long.txt", sample_text());
   }
-  static void TearDownTestSuite() {
-    delete scratch_;
-    scratch_ = nullptr;
-  }
-  static std::string path(const std::string& name) { return (*scratch_ / name).string(); }
   static Outcome run(const std::vector<std::string>& more, const std::string& model = "model",
                      const std::string& input = "") {
     std::vector<std::string> arguments{"generate", "--model", path(model)};
@@ -37,16 +33,9 @@ class Generate : public ::testing::Test {
     more.insert(more.end(), {"--json", path("out.json")});
     const Outcome outcome = run(more, model);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
-    return nlohmann::json::parse(read_file(path("out.json")))["results"];
+    return json_lines("out.json").back()["results"];
   }
-  static void expect_error(const Outcome& outcome, int exit_code, const std::string& says) {
-    EXPECT_EQ(outcome.exit_code, exit_code) << outcome.err;
-    EXPECT_THAT(outcome.err, HasSubstr(says));
-    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.err;
-  }
-  static ScratchFolder* scratch_;
 };
-ScratchFolder* Generate::scratch_ = nullptr;
 
 TEST_F(Generate, PrintsTheTextThenWhatItKept) {
   const Outcome outcome = run({"--prompt", "the next key", "--max-new-tokens", "12"});

@@ -8,6 +8,7 @@
 #include "natslm/base/counter_rng.h"
 #include "natslm/data/train_bpe.h"
 #include "natslm/models/models.h"
+#include "tests/support/small_config.h"
 
 namespace natslm::test {
 
@@ -48,26 +49,17 @@ void write_model(const std::filesystem::path& folder, const RandomModel& what) {
   trainer.add(sample_text());
   const auto tokenizer = trainer.train();
 
-  models::Config config;
-  config.architecture = what.architecture;
+  models::Config config = small_sizes(what.architecture);
   config.layers = what.layers;
-  config.width = 32;
-  config.q_heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 8;
   config.hidden = 64;
   config.vocabulary = tokenizer->vocabulary();
   config.context = what.context;
   config.roles.set = what.set;
   config.roles.window = 4;
-  for (const models::Architecture& a : models::architectures()) {
-    if (a.name == what.architecture && a.complete) a.complete(config);
-  }
-  const auto model = models::make_model(config, what.seed);
+  const auto model = models::make_model(completed(config), what.seed);
+  enlarge_weights(*model);
   const at::NoGradGuard no_grad;
   for (const auto& [name, value] : model->parameters()) {
-    // Weights as small as training starts with would give every token nearly the same chance.
-    if (value.dim() == 2) value.mul_(8);
     if (value.dim() == 1 && name.ends_with("norm.weight")) value.mul_(what.norms);
     if (what.all_global && name.find("roles") != std::string::npos) value.zero_();
   }

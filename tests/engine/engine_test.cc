@@ -9,14 +9,15 @@
 
 #include "natslm/base/error.h"
 #include "tests/support/error_of.h"
+#include "tests/support/plain_policies.h"
 #include "tests/support/small_model.h"
 
 namespace natslm::engine {
 namespace {
 
 using test::error_of;
+using test::KeepAll;
 using ::testing::HasSubstr;
-using testing::KeepAll;
 using testing::Patchwork;
 using testing::SmallModel;
 using testing::some_tokens;

@@ -6,12 +6,13 @@
 #include <algorithm>
 
 #include "natslm/engine/engine.h"
+#include "tests/support/plain_policies.h"
 #include "tests/support/small_model.h"
 
 namespace natslm::engine {
 namespace {
 
-using testing::KeepAll;
+using test::KeepAll;
 using testing::Patchwork;
 using testing::SmallModel;
 using testing::some_tokens;

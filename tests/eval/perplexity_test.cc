@@ -12,14 +12,15 @@
 #include "natslm/eval/comparison.h"
 #include "natslm/eval/tasks.h"
 #include "tests/support/error_of.h"
+#include "tests/support/plain_policies.h"
 #include "tests/support/small_model.h"
 
 namespace natslm::eval {
 namespace {
 
 using test::error_of;
+using test::KeepAll;
 using ::testing::HasSubstr;
-using testing::KeepAll;
 using testing::Patchwork;
 using testing::SmallModel;
 using testing::some_tokens;

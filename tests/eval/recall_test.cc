@@ -19,7 +19,8 @@
 #include "natslm/policies/policies.h"
 #include "tests/support/byte_tokenizer.h"
 #include "tests/support/error_of.h"
-#include "tests/support/small_model.h"
+#include "tests/support/plain_policies.h"
+#include "tests/support/small_config.h"
 #include "tests/support/some_prose.h"
 
 namespace natslm::eval {
@@ -27,8 +28,8 @@ namespace {
 
 using test::ByteTokenizer;
 using test::error_of;
+using test::KeepAll;
 using ::testing::HasSubstr;
-using testing::KeepAll;
 using ::testing::Not;
 
 constexpr int32_t kContext = 1500;
@@ -113,22 +114,12 @@ class Recall : public ::testing::Test {
                       {.context = kContext, .facts = facts, .ask = ask, .samples = samples});
   }
   static std::unique_ptr<models::Model> random_model() {
-    models::Config config;
-    config.layers = 2;
-    config.width = 32;
-    config.q_heads = 4;
-    config.kv_heads = 2;
-    config.head_dim = 8;
+    models::Config config = test::small_sizes("gpt");
     config.hidden = 64;
     config.vocabulary = 256;
     config.context = kContext;
-    config.roles.set = roles::RoleSet::kDense;
     auto model = models::make_model(config, 3);
-    const at::NoGradGuard no_grad;
-    // Weights as small as training starts with would give every token nearly the same chance.
-    for (const auto& [name, value] : model->parameters()) {
-      if (value.dim() == 2) value.mul_(8);
-    }
+    test::enlarge_weights(*model);
     return model;
   }
   ByteTokenizer bytes_;

@@ -17,22 +17,32 @@ using kernels::AttentionForward;
 
 constexpr DType kTypes[] = {DType::kFloat32, DType::kBFloat16};
 
+// What to compare, from one problem.
+struct Results {
+  explicit Results(AttentionInputs& inputs)
+      : truth(run_forward(inputs, kernels::reference::run)),
+        plain(run_forward(inputs, plain_forward)),
+        again(run_forward(inputs, plain_forward_again)),
+        fast(run_forward(inputs, kernels::cpu::run)) {}
+  void expect_out_as_good_as_plain(const AttentionCase& c) const {
+    EXPECT_EQ(compare("out", fast.out.values(), plain.out.values(), again.out.values(),
+                      truth.out.values(), c.dtype, c),
+              "");
+  }
+  ForwardResult truth, plain, again, fast;
+};
+
 void expect_as_good_as_plain(const AttentionCase& c) {
   AttentionInputs inputs(c);
-  const ForwardResult truth = run_forward(inputs, kernels::reference::run);
-  const ForwardResult plain = run_forward(inputs, plain_forward);
-  const ForwardResult again = run_forward(inputs, plain_forward_again);
-  const ForwardResult fast = run_forward(inputs, kernels::cpu::run);
-  EXPECT_EQ(compare("out", fast.out.values(), plain.out.values(), again.out.values(),
-                    truth.out.values(), c.dtype, c),
+  const Results r(inputs);
+  r.expect_out_as_good_as_plain(c);
+  EXPECT_EQ(compare("lse", widen(r.fast.lse), widen(r.plain.lse), widen(r.again.lse),
+                    widen(r.truth.lse), DType::kFloat32, c),
             "");
-  EXPECT_EQ(compare("lse", widen(fast.lse), widen(plain.lse), widen(again.lse), widen(truth.lse),
-                    DType::kFloat32, c),
+  EXPECT_EQ(compare("mass", widen(r.fast.mass), widen(r.plain.mass), widen(r.again.mass),
+                    widen(r.truth.mass), DType::kFloat32, c),
             "");
-  EXPECT_EQ(compare("mass", widen(fast.mass), widen(plain.mass), widen(again.mass),
-                    widen(truth.mass), DType::kFloat32, c),
-            "");
-  EXPECT_TRUE(fast.out.guards_are_intact()) << c.describe();
+  EXPECT_TRUE(r.fast.out.guards_are_intact()) << c.describe();
 }
 
 TEST(AttentionForward, IsAtMostTwiceAsWrongAsThePlainOneInEveryCorner) {
@@ -94,13 +104,7 @@ TEST(AttentionForward, ValuesOfHiddenKeysDoNotReachTheResult) {
     inputs.v.set(0, 0, 50, d, INFINITY);
     inputs.k.set(0, 0, 120, d, NAN);
   }
-  const ForwardResult truth = run_forward(inputs, kernels::reference::run);
-  const ForwardResult plain = run_forward(inputs, plain_forward);
-  const ForwardResult again = run_forward(inputs, plain_forward_again);
-  const ForwardResult fast = run_forward(inputs, kernels::cpu::run);
-  EXPECT_EQ(compare("out", fast.out.values(), plain.out.values(), again.out.values(),
-                    truth.out.values(), c.dtype, c),
-            "");
+  Results(inputs).expect_out_as_good_as_plain(c);
 }
 
 TEST(AttentionForward, ManyTilesOfLongTextAgreeWithThePlainOne) {

@@ -12,14 +12,18 @@
 #include <string>
 #include <vector>
 
-#include "natslm/base/counter_rng.h"
 #include "natslm/base/lifetime.h"
 #include "natslm/kernels/cuda/check.h"
 #include "natslm/kernels/cuda/key_runs.h"
 #include "natslm/kernels/cuda/sorted_keys.h"
+#include "tests/support/draws.h"
 
 namespace natslm::kernels::cuda {
 namespace {
+
+using test::Draws;
+
+constexpr uint32_t kStream = 12;  // of random numbers
 
 const std::string& no_gpu() {
   static const std::string reason = [] {
@@ -61,17 +65,6 @@ class SortedKeysGpu : public ::testing::Test {
   }
 };
 
-class Draws {
- public:
-  explicit Draws(uint32_t seed) : seed_(seed) {}
-  uint32_t word() { return philox({seed_, 12}, {count_++, 0, 0, 0})[0]; }
-  int32_t below(int32_t n) { return static_cast<int32_t>(word() % static_cast<uint32_t>(n)); }
-  bool coin() { return word() & 1; }
-
- private:
-  uint32_t seed_, count_ = 0;
-};
-
 // A batch with keys in an order of three segments.
 struct Problem {
   PlanShape shape;
@@ -88,7 +81,7 @@ struct Problem {
         ends(rows() * KeyOrder::kSegments),
         k(keys() * s.head_dim),
         v(keys() * s.head_dim) {
-    Draws draw(seed);
+    Draws draw(seed, kStream);
     token_major = draw.coin();
     ragged = draw.coin();
     reach = draw.below(300);
@@ -272,7 +265,7 @@ TEST_F(SortedKeysGpu, AreWhatTheDefinitionSaysInEveryCorner) {
 
 TEST_F(SortedKeysGpu, AreWhatTheDefinitionSaysOnRandomProblems) {
   for (uint32_t seed = 1000; seed < 1100; ++seed) {
-    Draws draw(seed);
+    Draws draw(seed, kStream);
     const int32_t batch = 1 + draw.below(3), heads = 1 + draw.below(5);
     const int32_t tokens = 1 + draw.below(700), tile = 1 + draw.below(130);
     check_both({batch, heads, tokens, draw.coin() ? 64 : 128, tile}, seed);

@@ -19,9 +19,9 @@
 
 #include "natslm/base/counter_rng.h"
 #include "natslm/base/error.h"
-#include "natslm/cache/kv_cache.h"
 #include "natslm/models/models.h"
-#include "natslm/policies/policies.h"
+#include "tests/models/through_cache.h"
+#include "tests/support/small_config.h"
 
 namespace natslm::models {
 namespace {
@@ -30,23 +30,10 @@ using at::Tensor;
 
 constexpr uint64_t kSeed = 20260711;
 
-// Scores this far apart make the argmax of a random model a mix of all roles.
 Config small_config(std::string_view architecture, roles::RoleSet set) {
-  Config c;
-  c.architecture = architecture;
-  c.layers = 2;
-  c.width = 32;
-  c.q_heads = 4;
-  c.kv_heads = architecture == "gpt2" ? 4 : 2;  // its files cannot say that queries share keys
-  c.head_dim = 8;
-  c.hidden = 48;
-  c.vocabulary = 61;
-  c.context = 96;
+  Config c = test::small_sizes(architecture);
   c.roles = {.set = set, .window = 5, .chunk = 1};
-  for (const Architecture& a : architectures()) {
-    if (a.name == architecture && a.complete) a.complete(c);
-  }
-  return c;
+  return test::completed(c);
 }
 
 Tensor random_tokens(int64_t batch, int64_t tokens, const Config& config, uint64_t seed = kSeed) {
@@ -70,28 +57,6 @@ TrainingOutput argmax_forward(Model& model, const Tensor& tokens, float bias = 0
   input.sample = false;
   input.bias = bias;
   return model.forward(input);
-}
-
-// Logits [T, V] of one sequence fed through the cache in chunks.
-Tensor through_cache(Model& model, cache::KvCache& cache, const Tensor& tokens, int64_t chunk) {
-  const int32_t slot = cache.add_sequence();
-  std::vector<Tensor> logits;
-  for (int64_t begin = 0; begin < tokens.size(0); begin += chunk) {
-    const int64_t count = std::min(chunk, tokens.size(0) - begin);
-    StepInput input;
-    input.step = {.slots = {slot}, .row_start = {0, static_cast<int32_t>(count)}};
-    input.tokens = tokens.narrow(0, begin, count);
-    logits.push_back(model.step(input, cache));
-  }
-  return at::cat(logits);
-}
-
-cache::KvCache make_cache(const Model& model, const std::string& spec, float bias = 0) {
-  const policies::PolicyContext context{.shape = model.cache_shape(),
-                                        .roles = model.config().roles,
-                                        .bias = bias,
-                                        .context = model.config().context};
-  return cache::KvCache(model.cache_shape(), policies::make_policy(spec, context));
 }
 
 class EveryModel : public ::testing::TestWithParam<std::string> {

@@ -16,32 +16,22 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "natslm/base/error.h"
 #include "natslm/models/init.h"
 #include "natslm/models/models.h"
 #include "natslm/models/rotary.h"
 #include "natslm/models/safetensors.h"
+#include "tests/support/error_of.h"
 
 namespace natslm::models {
 namespace {
 
 using at::Tensor;
+using test::error_of;
 namespace fs = std::filesystem;
 
 double worst(const Tensor& a, const Tensor& b) {
   EXPECT_EQ(a.sizes(), b.sizes());
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
-}
-
-// Runs the call and returns the message of the Error it throws.
-template <class Call>
-std::string message_of(const Call& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 Config small_config() {
@@ -102,10 +92,9 @@ TEST(Rotary, SplitsAProjectionIntoTurnedHeadsAndPutsTheGradientTogetherAgain) {
 TEST(Rotary, RefusesPositionsBeyondTheContext) {
   const Rotary rotary(8, 10000, 10);
   const Tensor x = normal({1, 1, 8}, 1, 1, "x");
-  EXPECT_NE(
-      message_of([&] { rotary.rotate(x, at::arange(10, 11, at::kInt)); }).find("context of 10"),
-      std::string::npos);
-  EXPECT_NE(message_of([&] {
+  EXPECT_NE(error_of([&] { rotary.rotate(x, at::arange(10, 11, at::kInt)); }).find("context of 10"),
+            std::string::npos);
+  EXPECT_NE(error_of([&] {
               rotary.split_heads(normal({1, 11, 24}, 1, 1, "x"), 1, 1);
             }).find("context of 10"),
             std::string::npos);
@@ -140,7 +129,7 @@ TEST(Presets, AreTheOnesDocumented) {
   EXPECT_EQ(preset("small").config.width, 384);
   EXPECT_EQ(preset("gpt2-small").config.roles.window, 32);
   for (const Preset& p : presets()) check(p.config);
-  EXPECT_NE(message_of([] { preset("huge"); }).find("choose one of tiny, small, gpt2-small"),
+  EXPECT_NE(error_of([] { preset("huge"); }).find("choose one of tiny, small, gpt2-small"),
             std::string::npos);
 }
 
@@ -160,7 +149,7 @@ TEST(Config, ErrorsNameFileFieldAndValue) {
     } else {
       json[field] = value;
     }
-    return message_of([&] { config_from_json(json, "folder/config.json"); });
+    return error_of([&] { config_from_json(json, "folder/config.json"); });
   };
   EXPECT_EQ(with("width", nullptr), "folder/config.json: the field 'width' is missing");
   EXPECT_NE(with("width", "wide").find("the field 'width' is \"wide\""), std::string::npos);
@@ -184,13 +173,13 @@ class ModelFolder : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
   std::string load_error() const {
-    return message_of([&] { load_model(folder_); });
+    return error_of([&] { load_model(folder_); });
   }
   fs::path folder_;
 };
 
 TEST_F(ModelFolder, LoadsWhatWasSaved) {
-  EXPECT_EQ(load_error(), "no error");
+  EXPECT_EQ(load_error(), "");
 }
 
 TEST_F(ModelFolder, NamesTheFileThatIsMissing) {
@@ -216,6 +205,31 @@ TEST_F(ModelFolder, NamesTheTensorThatDoesNotFit) {
   EXPECT_NE(load_error().find("layers.0.attention.roles.weight is no part of this model"),
             std::string::npos)
       << load_error();
+}
+
+TEST_F(ModelFolder, TakesScoreLayersOnlyIfItHasNone) {
+  const PretrainedOptions options{.roles = {.set = roles::RoleSet::kGls, .window = 4}, .seed = 5};
+  const auto refusal = [&] { return error_of([&] { load_model(folder_, options); }); };
+  EXPECT_NE(refusal().find("trained with roles of its own"), std::string::npos) << refusal();
+  Config dense = small_config();
+  dense.roles.set = roles::RoleSet::kDense;
+  save_config(dense, folder_);  // beside weights with score layers
+  EXPECT_NE(refusal().find("layers.0.attention.roles.weight is no part of this model"),
+            std::string::npos)
+      << refusal();
+  save_model(*make_model(dense, 1), folder_);
+  Config wanted = dense;
+  wanted.roles = options.roles;
+  const auto fresh = make_model(wanted, options.seed), model = load_model(folder_, options);
+  const auto saved = load_model(folder_);
+  ASSERT_EQ(model->parameters().size(), saved->parameters().size() + 1);
+  size_t next = 0;
+  for (size_t i = 0; i < model->parameters().size(); ++i) {
+    const auto& [name, tensor] = model->parameters()[i];
+    const Tensor& expected =
+        is_score_layer(name) ? fresh->parameters()[i].second : saved->parameters()[next++].second;
+    EXPECT_TRUE(at::equal(tensor, expected)) << name;
+  }
 }
 
 TEST_F(ModelFolder, RefusesADamagedConfig) {

@@ -3,9 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/pretrained.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,18 +13,19 @@
 #include <string>
 #include <vector>
 
-#include "natslm/base/error.h"
-#include "natslm/cache/kv_cache.h"
 #include "natslm/models/models.h"
 #include "natslm/models/safetensors.h"
-#include "natslm/policies/policies.h"
 #include "tests/models/golden_models.h"
+#include "tests/models/through_cache.h"
+#include "tests/support/error_of.h"
+#include "tests/support/one_thread.h"
 
 namespace natslm::models {
 namespace {
 
 namespace fs = std::filesystem;
 using at::Tensor;
+using test::error_of;
 
 constexpr double kTolerance = 2e-4;
 
@@ -40,42 +39,6 @@ double worst_difference(const Tensor& a, const Tensor& b) {
   EXPECT_EQ(a.sizes(), b.sizes());
   return (a - b).abs().max().item<double>();
 }
-
-cache::KvCache make_cache(const Model& model, const std::string& spec,
-                          at::ScalarType type = at::kFloat) {
-  const policies::PolicyContext context{.shape = model.cache_shape(type),
-                                        .roles = model.config().roles,
-                                        .context = model.config().context};
-  return cache::KvCache(model.cache_shape(type), policies::make_policy(spec, context));
-}
-
-Tensor through_cache(Model& model, cache::KvCache& cache, const Tensor& ids, int64_t chunk) {
-  const int32_t slot = cache.add_sequence();
-  std::vector<Tensor> logits;
-  for (int64_t begin = 0; begin < ids.size(0); begin += chunk) {
-    const int64_t count = std::min(chunk, ids.size(0) - begin);
-    StepInput input;
-    input.step = {.slots = {slot}, .row_start = {0, static_cast<int32_t>(count)}};
-    input.tokens = ids.narrow(0, begin, count);
-    logits.push_back(model.step(input, cache));
-  }
-  return at::cat(logits);
-}
-
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-// Tiny products: a second thread would only be waited for.
-class OneThread : public ::testing::Environment {
-  void SetUp() override { at::set_num_threads(1); }
-};
-const auto* const kOneThread = ::testing::AddGlobalTestEnvironment(new OneThread);
 
 class EveryCase : public ::testing::TestWithParam<std::string> {
  protected:
@@ -154,7 +117,7 @@ TEST(Pretrained, RunsWithEveryPolicyThatNeedsNoRolesAndSaysWhyLearnedCannot) {
       const Tensor logits = through_cache(*model, cache, golden_tokens(), 8);
       EXPECT_TRUE(logits.isfinite().all().item<bool>()) << name << ", " << spec;
     }
-    EXPECT_NE(message_of([&] { make_cache(*model, "learned"); }).find("roles"), std::string::npos);
+    EXPECT_NE(error_of([&] { make_cache(*model, "learned"); }).find("roles"), std::string::npos);
   }
 }
 
@@ -206,14 +169,14 @@ TEST(Pretrained, RefusesWhatItDoesNotUnderstandByName) {
     change(config);
     const fs::path folder =
         write_folder("changed", config, kGolden / base["weights"].get<std::string>());
-    return message_of([&] { open_pretrained(folder); });
+    return error_of([&] { open_pretrained(folder); });
   };
   const auto expect = [&](const std::string& what, const std::function<void(Json&)>& change) {
     const std::string message = refusal(change);
     EXPECT_NE(message.find(what), std::string::npos) << what << ": " << message;
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
   };
-  expect("no error", [](Json& c) { c["use_cache"] = false; });
+  expect("", [](Json& c) { c["use_cache"] = false; });
   expect("a_new_idea", [](Json& c) { c["a_new_idea"] = 3; });
   expect("quantization_config", [](Json& c) { c["quantization_config"] = {{"bits", 4}}; });
   expect("model_type", [](Json& c) {

@@ -20,6 +20,7 @@
 #include "natslm/models/safetensors.h"
 #include "tests/support/error_of.h"
 #include "tests/support/scratch_folder.h"
+#include "tests/support/small_config.h"
 
 namespace natslm::models {
 namespace {
@@ -28,21 +29,10 @@ namespace fs = std::filesystem;
 using test::error_of;
 using test::ScratchFolder;
 
-Config small(std::string_view architecture = "llama") {
-  Config c;
-  c.architecture = architecture;
-  c.layers = 2;
-  c.width = 32;
-  c.q_heads = 4;
-  c.kv_heads = 2;
-  c.head_dim = 8;
-  c.hidden = 48;
-  c.vocabulary = 61;
-  c.context = 96;
+Config small() {
+  Config c = test::small_sizes("llama");
   c.roles = {.set = roles::RoleSet::kGls, .window = 7, .chunk = 2};
-  for (const Architecture& a : architectures())
-    if (a.name == architecture && a.complete) a.complete(c);
-  return c;
+  return test::completed(c);
 }
 
 roles::Calibration calibration() {

@@ -12,7 +12,6 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,12 +20,14 @@
 #include "natslm/base/lifetime.h"
 #include "natslm/ops/library_attention.h"
 #include "natslm/ops/parallel.h"
+#include "tests/ops/torch_error_of.h"
 #include "tests/support/method_model.h"
 
 namespace natslm::ops {
 namespace {
 
 using at::Tensor;
+using test::torch_error_of;
 using testing::method_model;
 using testing::MethodInput;
 using testing::MethodOutput;
@@ -298,21 +299,13 @@ TEST(Attention, DefaultsToTheUsualScale) {
   EXPECT_LE(worst(out.out, method_model(in).out), kTolerance);
 }
 
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "no error";
-}
-
 TEST(Attention, NamesTheArgumentThatDoesNotFit) {
   const MethodInput in = random_input({1, 4, 2, 10, 16}, 61);
   const auto with = [&](const char* what, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Tensor& last, const std::optional<Tensor>& lengths = std::nullopt) {
-    EXPECT_NE(message_of([&] { attention(q, k, v, last, lengths); }).find(what), std::string::npos)
-        << message_of([&] { attention(q, k, v, last, lengths); });
+    EXPECT_NE(torch_error_of([&] { attention(q, k, v, last, lengths); }).find(what),
+              std::string::npos)
+        << torch_error_of([&] { attention(q, k, v, last, lengths); });
   };
   with("q must be [B, Hq, T, D]", in.q[0], in.k, in.v, in.last);
   with("q must be float32 or bfloat16, got Double", in.q.to(at::kDouble), in.k, in.v, in.last);

@@ -16,6 +16,7 @@
 #include "natslm/kernels/gpu_head_dim.h"
 #include "natslm/policies/policies.h"
 #include "tests/cache/cache_streams.h"
+#include "tests/support/plain_policies.h"
 
 namespace natslm::test {
 namespace {
@@ -154,21 +155,6 @@ TEST_F(OnGpu, APromptBesideOtherSequencesGivesWhatItGivesAlone) {
     EXPECT_EQ(host.usage().live_keys, together.usage().live_keys);
   }
 }
-
-// Lifetimes known in advance; says so, or has every stored key looked at.
-class Scripted : public cache::Policy {
- public:
-  Scripted(std::vector<at::Tensor> last, bool edits) : last_(std::move(last)), edits_(edits) {}
-  std::string spec() const override { return "scripted"; }
-  void on_append(cache::NewKeys& fresh, std::span<cache::StoredKeys>) override {
-    fresh.last.copy_(last_[fresh.layer].narrow(1, fresh.first_position, fresh.last.size(1)));
-  }
-  bool edits_stored() const override { return edits_; }
-
- private:
-  std::vector<at::Tensor> last_;
-  bool edits_;
-};
 
 TEST_F(OnGpu, AccountsForEveryPageAndGivesThemAllBack) {
   const cache::Shape here = shape(at::kCPU, 64, 2), there = shape(gpu(), 64, 2);

@@ -14,15 +14,18 @@
 #include <string>
 #include <vector>
 
-#include "natslm/base/counter_rng.h"
 #include "natslm/base/lifetime.h"
 #include "natslm/roles/assign_roles.h"
 #include "natslm/roles/assignment.h"
+#include "tests/support/draws.h"
 
 namespace natslm::roles {
 namespace {
 
 using at::Tensor;
+using test::Draws;
+
+constexpr uint32_t kStream = 11;  // of random numbers
 
 // "" or why nothing can be tested here.
 std::string find_gpu() {
@@ -49,19 +52,6 @@ class AssignRolesGpu : public ::testing::Test {
   }
 };
 
-// Numbers from a seed, by name of what is drawn.
-class Draws {
- public:
-  explicit Draws(uint32_t seed) : seed_(seed) {}
-  uint32_t word() { return philox({seed_, 11}, {count_++, 0, 0, 0})[0]; }
-  int32_t below(int32_t n) { return static_cast<int32_t>(word() % static_cast<uint32_t>(n)); }
-  bool coin() { return word() & 1; }
-  float uniform(float range) { return (2 * open_unit(word()) - 1) * range; }
-
- private:
-  uint32_t seed_, count_ = 0;
-};
-
 struct Case {
   std::string text;
   Options options;
@@ -73,7 +63,7 @@ struct Case {
 };
 
 Case make_case(uint32_t seed, int64_t tokens, RoleSet set, int32_t chunk) {
-  Draws draw(seed);
+  Draws draw(seed, kStream);
   Case c;
   const int64_t b = 1 + draw.below(3), h = 1 + draw.below(9);
   c.options = {.set = set, .window = draw.below(80), .chunk = chunk};
@@ -158,7 +148,7 @@ void expect_same_as_cpu(const Case& c) {
   if (!c.noise) return;
 
   Tensor weight = at::empty(cpu.onehot.sizes(), at::kFloat);
-  Draws draw(99);
+  Draws draw(99, kStream);
   for (int64_t i = 0; i < weight.numel(); ++i)
     weight.mutable_data_ptr<float>()[i] = draw.uniform(1);
   ((cpu.onehot * weight).sum() + 5 * cpu.price).backward();
@@ -184,7 +174,7 @@ TEST_F(AssignRolesGpu, AreTheCpusBitForBit) {
 
 TEST_F(AssignRolesGpu, AreTheCpusOnManyRandomTexts) {
   for (uint32_t seed = 1000; seed < 1150; ++seed) {
-    Draws draw(seed);
+    Draws draw(seed, kStream);
     const RoleSet sets[] = {RoleSet::kGls, RoleSet::kGs, RoleSet::kGl};
     const int32_t chunks[] = {1, 1, 2, 3, 16, 100, 513, 6000};
     expect_same_as_cpu(

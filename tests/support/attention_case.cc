@@ -164,17 +164,27 @@ AttentionCase random_case(uint64_t seed, DType dtype) {
   return c;
 }
 
-Tensor4::Tensor4(const AttentionCase& c, int heads)
-    : batch_(c.batch), heads_(heads), tokens_(c.tokens), head_dim_(c.head_dim), dtype_(c.dtype) {
+kernels::Strides strides_of(const AttentionCase& c, int heads, int gap) {
+  kernels::Strides stride;
   if (c.token_major) {
-    stride_.head = head_dim_ + kGuard;
-    stride_.token = heads_ * stride_.head;
-    stride_.batch = tokens_ * stride_.token;
+    stride.head = c.head_dim + gap;
+    stride.token = heads * stride.head;
+    stride.batch = c.tokens * stride.token;
   } else {
-    stride_.token = head_dim_;
-    stride_.head = tokens_ * stride_.token;
-    stride_.batch = heads_ * stride_.head;
+    stride.token = c.head_dim;
+    stride.head = c.tokens * stride.token;
+    stride.batch = heads * stride.head;
   }
+  return stride;
+}
+
+Tensor4::Tensor4(const AttentionCase& c, int heads)
+    : batch_(c.batch),
+      heads_(heads),
+      tokens_(c.tokens),
+      head_dim_(c.head_dim),
+      dtype_(c.dtype),
+      stride_(strides_of(c, heads, kGuard)) {
   const int64_t elements = batch_ * stride_.batch;
   bytes_.resize(std::max<int64_t>(elements, 1) * size_of(dtype_));
   for (int64_t i = 0; i < elements; ++i) {
@@ -243,33 +253,37 @@ AttentionInputs::AttentionInputs(const AttentionCase& c)
   }
 }
 
-ForwardResult run_forward(AttentionInputs& in, Forward kernel, const ParallelFor& parallel) {
-  const AttentionCase& c = in.problem;
-  ForwardResult result;
-  result.out = Tensor4(c, c.q_heads);
-  result.lse.assign(int64_t{c.batch} * c.q_heads * c.tokens, NAN);
-  result.mass.assign(int64_t{c.batch} * c.kv_heads * c.tokens, NAN);
-  kernels::AttentionForward p;
-  p.batch = c.batch;
-  p.q_heads = c.q_heads;
-  p.kv_heads = c.kv_heads;
-  p.tokens = c.tokens;
-  p.head_dim = c.head_dim;
-  p.scale = in.scale;
-  p.dtype = c.dtype;
+namespace {
+
+// The inputs that forward and backward share.
+template <class Params>
+Params describe(AttentionInputs& in, const ParallelFor& parallel) {
+  Params p = sizes_of<Params>(in);
   p.q = in.q.data();
   p.k = in.k.data();
   p.v = in.v.data();
   p.q_stride = in.q.stride();
   p.k_stride = in.k.stride();
   p.v_stride = in.v.stride();
-  p.out_stride = result.out.stride();
   p.last = in.last.data();
-  p.lengths = c.ragged ? in.lengths.data() : nullptr;
+  p.lengths = in.problem.ragged ? in.lengths.data() : nullptr;
+  p.parallel = parallel;
+  return p;
+}
+
+}  // namespace
+
+ForwardResult run_forward(AttentionInputs& in, Forward kernel, const ParallelFor& parallel) {
+  const AttentionCase& c = in.problem;
+  ForwardResult result;
+  result.out = Tensor4(c, c.q_heads);
+  result.lse.assign(int64_t{c.batch} * c.q_heads * c.tokens, NAN);
+  result.mass.assign(int64_t{c.batch} * c.kv_heads * c.tokens, NAN);
+  auto p = describe<kernels::AttentionForward>(in, parallel);
   p.out = result.out.data();
+  p.out_stride = result.out.stride();
   p.lse = result.lse.data();
   p.mass = result.mass.data();
-  p.parallel = parallel;
   kernel(p);
   return result;
 }
@@ -288,27 +302,12 @@ BackwardResult run_backward(AttentionInputs& in, ForwardResult& forward, Backwar
     std::fill(all.last.begin(), all.last.end(), kForever);
     causal_lse = run_forward(all, kernels::reference::run).lse;
   }
-  kernels::AttentionBackward p;
-  p.batch = c.batch;
-  p.q_heads = c.q_heads;
-  p.kv_heads = c.kv_heads;
-  p.tokens = c.tokens;
-  p.head_dim = c.head_dim;
-  p.scale = in.scale;
-  p.dtype = c.dtype;
-  p.q = in.q.data();
-  p.k = in.k.data();
-  p.v = in.v.data();
+  auto p = describe<kernels::AttentionBackward>(in, parallel);
   p.out = forward.out.data();
   p.dout = in.dout.data();
-  p.q_stride = in.q.stride();
-  p.k_stride = in.k.stride();
-  p.v_stride = in.v.stride();
   p.out_stride = forward.out.stride();
   p.dout_stride = in.dout.stride();
   p.lse = forward.lse.data();
-  p.last = in.last.data();
-  p.lengths = c.ragged ? in.lengths.data() : nullptr;
   p.horizon_count = options.horizon_count;
   p.horizons = in.horizons.data();
   p.role_lse = options.causal_role_normaliser ? causal_lse.data() : nullptr;
@@ -320,7 +319,6 @@ BackwardResult run_backward(AttentionInputs& in, ForwardResult& forward, Backwar
   p.dk_stride = result.dk.stride();
   p.dv_stride = result.dv.stride();
   p.role_sums = result.role_sums.data();
-  p.parallel = parallel;
   kernel(p);
   return result;
 }

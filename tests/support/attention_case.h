@@ -46,6 +46,9 @@ std::vector<AttentionCase> corner_cases(DType dtype);
 // A small problem drawn from a seed: head sizes 8..256, groups of 1..4, any lifetimes and layouts.
 AttentionCase random_case(uint64_t seed, DType dtype);
 
+// Strides of a [B, H, T, D] array in the case's memory: [B, H, T, D], or [B, T, H, D + gap].
+kernels::Strides strides_of(const AttentionCase& c, int heads, int gap);
+
 // Memory of one [B, H, T, D] array.
 class Tensor4 {
  public:
@@ -75,6 +78,21 @@ struct AttentionInputs {
   std::vector<int32_t> last, lengths;  // lengths empty: null
   std::vector<int32_t> horizons;       // [3, B, Hkv, T]: for ever, next Global, window
 };
+
+// The sizes of a problem as the forward or the backward pass takes them.
+template <class Params>
+Params sizes_of(const AttentionInputs& in) {
+  const AttentionCase& c = in.problem;
+  Params p;
+  p.batch = c.batch;
+  p.q_heads = c.q_heads;
+  p.kv_heads = c.kv_heads;
+  p.tokens = c.tokens;
+  p.head_dim = c.head_dim;
+  p.scale = in.scale;
+  p.dtype = c.dtype;
+  return p;
+}
 
 struct ForwardResult {
   Tensor4 out;

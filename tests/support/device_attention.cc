@@ -125,17 +125,12 @@ namespace {
 // A [B, H, T, D] array in memory: [B, H, T, D], or [B, T, H, D + gap].
 struct Layout {
   Layout(const AttentionCase& c, int heads_)
-      : batch(c.batch), heads(heads_), tokens(c.tokens), head_dim(c.head_dim), dtype(c.dtype) {
-    if (c.token_major) {
-      stride.head = head_dim + kGap;
-      stride.token = heads * stride.head;
-      stride.batch = tokens * stride.token;
-    } else {
-      stride.token = head_dim;
-      stride.head = tokens * stride.token;
-      stride.batch = heads * stride.head;
-    }
-  }
+      : batch(c.batch),
+        heads(heads_),
+        tokens(c.tokens),
+        head_dim(c.head_dim),
+        dtype(c.dtype),
+        stride(strides_of(c, heads, kGap)) {}
   int64_t elements() const { return batch * stride.batch; }
   size_t size() const { return static_cast<size_t>(elements()) * size_of(dtype); }
   template <class F>
@@ -240,21 +235,6 @@ class Floats {
   GuardedArray array_;
 };
 
-// The parameters that forward and backward share.
-template <class Params>
-Params common(const AttentionInputs& in) {
-  const AttentionCase& c = in.problem;
-  Params p;
-  p.batch = c.batch;
-  p.q_heads = c.q_heads;
-  p.kv_heads = c.kv_heads;
-  p.tokens = c.tokens;
-  p.head_dim = c.head_dim;
-  p.scale = in.scale;
-  p.dtype = c.dtype;
-  return p;
-}
-
 std::vector<float> narrow(const std::vector<double>& values) {
   return std::vector<float>(values.begin(), values.end());
 }
@@ -274,7 +254,7 @@ ForwardOutputs run_forward(const DeviceProblem& problem, Memory& memory,
   Output out(memory, q_rows);
   Floats lse(memory, queries), mass(memory, keys);
 
-  auto p = common<AttentionForward>(in);
+  auto p = sizes_of<AttentionForward>(in);
   p.q = q.data();
   p.k = k.data();
   p.v = v.data();
@@ -332,7 +312,7 @@ BackwardOutputs run_backward(const DeviceProblem& problem, const ForwardOutputs&
   Output dq(memory, q_rows), dk(memory, k_rows), dv(memory, k_rows);
   Floats role_sums(memory, count * keys);
 
-  auto p = common<AttentionBackward>(in);
+  auto p = sizes_of<AttentionBackward>(in);
   p.q = q.data();
   p.k = k.data();
   p.v = v.data();

@@ -147,13 +147,6 @@ class SmallModel final : public models::Model {
   std::vector<Layer> layers_;
 };
 
-// Keeps every key.
-class KeepAll : public cache::Policy {
- public:
-  std::string spec() const override { return "keep-all"; }
-  void on_append(cache::NewKeys&, std::span<cache::StoredKeys>) override {}
-};
-
 // Lifetimes that differ by layer, head and position, ends that only a later token sets included:
 // token 0 and every eleventh live for ever, some until the next of those, the others for a few
 // steps.

@@ -26,12 +26,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::ThrowsMessage;
 
-std::vector<std::string> names_in(const fs::path& folder) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename());
-  return {names.begin(), names.end()};
-}
-
 const Checkpoints::WriteFiles kTwoFiles = [](const fs::path& folder) {
   write_atomically(folder / "a", std::string(5000, 'a'));
   write_atomically(folder / "b", "bbb");

@@ -29,6 +29,7 @@
 #include "natslm/train/finetune_loss.h"
 #include "tests/support/error_of.h"
 #include "tests/support/scratch_folder.h"
+#include "tests/support/small_config.h"
 
 namespace natslm::train {
 namespace {
@@ -40,20 +41,10 @@ using test::ScratchFolder;
 constexpr int64_t kContext = 48;
 
 models::Config small(roles::RoleSet set) {
-  models::Config c;
-  c.architecture = "llama";
-  c.layers = 2;
-  c.width = 32;
-  c.q_heads = 4;
-  c.kv_heads = 2;
-  c.head_dim = 8;
-  c.hidden = 48;
-  c.vocabulary = 61;
+  models::Config c = test::small_sizes("llama");
   c.context = kContext;
   c.roles = {.set = set, .window = 4, .chunk = 1};
-  for (const models::Architecture& a : models::architectures())
-    if (a.name == c.architecture && a.complete) a.complete(c);
-  return c;
+  return test::completed(c);
 }
 
 // As a pretrained model is opened: frozen but for its score layers.

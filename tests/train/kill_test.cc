@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <set>
 #include <thread>
 
 #include "natslm/base/atomic_file.h"
@@ -19,12 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
-
-std::vector<std::string> names_in(const fs::path& folder) {
-  std::set<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder)) names.insert(entry.path().filename());
-  return {names.begin(), names.end()};
-}
 
 struct Ended {
   bool killed = false;

@@ -6,8 +6,10 @@
 
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "natslm/train/trainer.h"
 #include "tests/support/scratch_folder.h"
@@ -16,6 +18,14 @@
 namespace natslm::train {
 
 using test::ScratchFolder;
+
+// What is in a folder, sorted.
+inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    names.insert(entry.path().filename());
+  return {names.begin(), names.end()};
+}
 
 inline Options tiny_options() {
   Options o;

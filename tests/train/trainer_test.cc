@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/train/trainer.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/equal.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -16,6 +15,7 @@
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
 #include "natslm/train/adamw.h"
+#include "tests/support/one_thread.h"
 #include "tests/train/tiny_run.h"
 
 namespace natslm::train {
@@ -26,13 +26,6 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
-
-// The tiny model's tensors are too small to share among threads.
-class OneThread : public ::testing::Environment {
- public:
-  void SetUp() override { at::set_num_threads(1); }
-};
-const auto* const kOneThread = ::testing::AddGlobalTestEnvironment(new OneThread);
 
 std::vector<float> weights(const models::Model& model) {
   std::vector<float> all;
