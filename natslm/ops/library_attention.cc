@@ -57,11 +57,10 @@ bool library_serves(const Tensor& q, const Tensor& k, const std::optional<Tensor
     return q.scalar_type() == at::kBFloat16 && kernels::why_not(p, path).empty();
   };
   if (lengths) return !usable(AttentionPath::kCudaPosition);
-  const kernels::AttentionShape shape = {
-      .head_dim = head_dim,
-      .group = p.q_heads / p.kv_heads,
-      .tokens = p.tokens,
-      .rows = int64_t{p.batch} * p.q_heads * p.tokens};
+  const kernels::AttentionShape shape = {.head_dim = head_dim,
+                                         .group = p.q_heads / p.kv_heads,
+                                         .tokens = p.tokens,
+                                         .rows = int64_t{p.batch} * p.q_heads * p.tokens};
   return kernels::takes_library(shape, wants_gradient(q, k), usable);
 }
 
