@@ -37,7 +37,7 @@ constexpr Crossover kCrossovers[] = {
     {kForward, 64, 8, 1.00, 129, kSm90Short},
     {kForward, 128, 8, 1.00, 0, kSm90ShortAll},
     {kForward, 128, 8, 0.60, 0, kSm90Short},
-    {kForward, 128, 8, 0.85, 257, kSm90Short},
+    {kForward, 128, 8, 1.00, 257, kSm90Short},
     {kForward, 128, 8, 1.00, 385, kSm90Position, false, kBusy},
     {kForward, 128, 8, 0.85, 385, kSm90Short, false, kBusy},
     {kForward, 128, 8, 0.85, 1024, kSm90Sorted, false, kBusy},
