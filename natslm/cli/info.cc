@@ -98,8 +98,7 @@ void print_crossovers() {
   }
   std::printf(
       "\nwhich GPU path takes what (a later row beats an earlier one; rows: sequences x query "
-      "heads "
-      "x tokens; library: cuDNN or FlashAttention in LibTorch):\n%s",
+      "heads x tokens; library: cuDNN or FlashAttention in LibTorch):\n%s",
       table.text().c_str());
 }
 

@@ -17,11 +17,11 @@ constexpr int64_t kBusy = 131072;
 
 // One H200, 24 November and 1 December 2026 (docs/results.md, "Short and dense"). Forward up to
 // 2,048 tokens: every row measured at 128 to 2,048 tokens, 30 to 95 % visible, alone and 16,384
-// tokens in all. Two of the closest: 12/12/64, 128 x 128 tokens: all keys 0.042 ms, listed ones
-// 0.046; 32/8/128, 32 x 512, 95 %: position order 0.251, all and listed 0.262. 32/8/128, 16 x
-// 1,024, 75 %: sorted 0.329, listed 0.370, position order 0.377. Longer texts: over sorted keys
-// both backends won up to 75 % (12/12/64 and 32/8/128 at 2,048 and 4,096), and lost 2 to 17 % with
-// all pairs visible.
+// tokens in all; where lengths part lies between measured ones. Two of the closest: 12/12/64, 128 x
+// 128 tokens: all keys 0.042 ms, listed ones 0.046; 32/8/128, 32 x 512, 95 %: position order 0.251,
+// all and listed 0.262. 32/8/128, 16 x 1,024, 75 %: sorted 0.329, listed 0.370, position order
+// 0.377. Longer texts: over sorted keys both backends won up to 75 % (12/12/64 and 32/8/128 at
+// 2,048 and 4,096), and lost 2 to 17 % with all pairs visible.
 //
 // Backward with role sums the Hopper kernels took 0.410 ms over sorted keys and 0.395 ms in
 // position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities between 0.25 and 0.6,
@@ -97,7 +97,7 @@ std::optional<AttentionPath> choose_path_for(const Params& p, double density) {
       .group = p.q_heads / p.kv_heads,
       .tokens = p.tokens,
       .density = density,
-      .rows = int64_t{p.batch} * p.q_heads * p.tokens,
+      .rows = rows_of(p),
   };
   return choose_path(shape, [&](AttentionPath path) { return why_not_on(p, path).empty(); });
 }

@@ -71,6 +71,12 @@ struct AttentionShape {
   int64_t rows = 0;        // B * Hq * T
 };
 
+// Of parameters: AttentionShape::rows.
+template <class Params>
+constexpr int64_t rows_of(const Params& p) {
+  return int64_t{p.batch} * p.q_heads * p.tokens;
+}
+
 constexpr bool covers(const Crossover& row, const AttentionShape& shape) {
   return row.pass == shape.pass && (row.head_dim == 0 || row.head_dim == shape.head_dim) &&
          shape.group <= row.most_group && shape.density <= row.most_density &&

@@ -60,7 +60,7 @@ bool library_serves(const Tensor& q, const Tensor& k, const std::optional<Tensor
   const kernels::AttentionShape shape = {.head_dim = head_dim,
                                          .group = p.q_heads / p.kv_heads,
                                          .tokens = p.tokens,
-                                         .rows = int64_t{p.batch} * p.q_heads * p.tokens};
+                                         .rows = kernels::rows_of(p)};
   return kernels::takes_library(shape, wants_gradient(q, k), usable);
 }
 
