@@ -81,16 +81,4 @@ size_t workspace_bytes(const AttentionBackward&);
 void run(const AttentionBackward&, CUstream_st* stream);
 }  // namespace sm90_short
 
-namespace sm90_short_all {  // takes nothing: forward only
-std::string_view why_not(const AttentionBackward&);
-size_t workspace_bytes(const AttentionBackward&);
-void run(const AttentionBackward&, CUstream_st* stream);
-}  // namespace sm90_short_all
-
-namespace sm90_whole {  // likewise
-std::string_view why_not(const AttentionBackward&);
-size_t workspace_bytes(const AttentionBackward&);
-void run(const AttentionBackward&, CUstream_st* stream);
-}  // namespace sm90_whole
-
 }  // namespace natslm::kernels

@@ -96,12 +96,6 @@ size_t workspace_bytes(const AttentionForward&);  // 0
 void run(const AttentionForward&, CUstream_st* stream);
 }  // namespace sm90_short
 
-namespace sm90_short_all {  // sm90_short that reads every key, living or not, up to the query
-std::string_view why_not(const AttentionForward&);
-size_t workspace_bytes(const AttentionForward&);  // 0
-void run(const AttentionForward&, CUstream_st* stream);
-}  // namespace sm90_short_all
-
 namespace sm90_whole {  // sm90 that reads every key up to the query, in one launch
 std::string_view why_not(const AttentionForward&);
 size_t workspace_bytes(const AttentionForward&);  // 0

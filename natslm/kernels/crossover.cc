@@ -2,6 +2,7 @@
 #include "natslm/kernels/crossover.h"
 
 #include <iterator>
+#include <type_traits>
 
 #include "natslm/base/error.h"
 
@@ -16,12 +17,12 @@ using enum AttentionPath;
 constexpr int64_t kBusy = 131072;
 
 // One H200, 24 November and 1 December 2026 (docs/results.md, "Short and dense"). Forward up to
-// 2,048 tokens: every row measured at 128 to 2,048 tokens, 30 to 95 % visible, alone and 16,384
-// tokens in all; where lengths part lies between measured ones. Two of the closest: 12/12/64, 128 x
-// 128 tokens: all keys 0.042 ms, listed ones 0.046; 32/8/128, 32 x 512, 95 %: position order 0.251,
-// all and listed 0.262. 32/8/128, 16 x 1,024, 75 %: sorted 0.329, listed 0.370, position order
-// 0.377. Longer texts: over sorted keys both backends won up to 75 % (12/12/64 and 32/8/128 at
-// 2,048 and 4,096), and lost 2 to 17 % with all pairs visible.
+// 2,048 tokens: measured at 128 to 2,048 tokens, 30 to 95 % visible, alone and 16,384 tokens in
+// all; where lengths and densities part lies between measured ones. Some of the closest, time by
+// cuDNN's: 12/12/64, 1 x 512 tokens, 45 %: listed keys 1.08, all 1.11; 32 x 512, 30 %: 1.09
+// and 1.09; 32/8/128, 64 x 256, 30 %: 1.06 and 1.12; 12/12/64, 8 x 2,048, 95 %: position
+// order 1.17, all 1.21. Longer texts: over sorted keys both backends won up to 75 % (12/12/64 and
+// 32/8/128 at 2,048 and 4,096), and lost 2 to 17 % with all pairs visible.
 //
 // Backward with role sums the Hopper kernels took 0.410 ms over sorted keys and 0.395 ms in
 // position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities between 0.25 and 0.6,
@@ -33,19 +34,19 @@ constexpr Crossover kCrossovers[] = {
     {kForward, 0, 8, 1.00, 0, kCudaPosition},
     {kForward, 0, 8, 0.60, 1024, kCudaSorted},
     {kForward, 0, 8, 1.00, 0, kSm90Position},
-    {kForward, 64, 8, 1.00, 0, kSm90ShortAll},
-    {kForward, 64, 8, 1.00, 129, kSm90Short},
-    {kForward, 128, 8, 1.00, 0, kSm90ShortAll},
-    {kForward, 128, 8, 0.60, 0, kSm90Short},
-    {kForward, 128, 8, 1.00, 257, kSm90Short},
-    {kForward, 128, 8, 1.00, 385, kSm90Position, false, kBusy},
-    {kForward, 128, 8, 0.85, 385, kSm90Short, false, kBusy},
-    {kForward, 128, 8, 0.85, 1024, kSm90Sorted, false, kBusy},
-    {kForward, 128, 8, 0.60, 1024, kSm90Short},
-    {kForward, 0, 8, 1.00, 2048, kSm90Position},
+    {kForward, 0, 8, 1.00, 0, kSm90Whole},
+    {kForward, 64, 8, 0.60, 385, kSm90Short},
+    {kForward, 64, 8, 1.00, 385, kSm90Whole, false, kBusy},
+    {kForward, 64, 8, 0.60, 769, kSm90Short},
+    {kForward, 128, 8, 0.60, 129, kSm90Short},
+    {kForward, 128, 8, 1.00, 129, kSm90Whole, false, kBusy},
+    {kForward, 128, 8, 0.35, 129, kSm90Short, false, kBusy},
+    {kForward, 128, 8, 0.60, 385, kSm90Short},
+    {kForward, 64, 8, 1.00, 2048, kSm90Position, false, kBusy},
     {kForward, 0, 8, 0.85, 2048, kSm90Sorted},
     {kForward, 0, 8, 0.60, 2048, kSm90Short},
     {kForward, 128, 8, 0.60, 2048, kSm90Sorted, false, kBusy},
+    {kForward, 0, 8, 1.00, 2049, kSm90Position},
     {kForward, 0, 8, 0.85, 2049, kSm90Sorted},
     {kBackward, 0, 8, 1.00, 0, kCudaPosition},
     {kBackward, 0, 8, 0.60, 1024, kCudaSorted},
@@ -59,8 +60,8 @@ constexpr Crossover kCrossovers[] = {
 };
 
 constexpr std::string_view kPathNames[] = {"cuda-position", "cuda-sorted", "sm90-position",
-                                           "sm90-sorted",   "sm90-short",  "sm90-short-all",
-                                           "sm90-whole",    "library"};
+                                           "sm90-sorted",   "sm90-short",  "sm90-whole",
+                                           "library"};
 static_assert(std::size(kPathNames) == std::size(kAttentionPaths));
 
 constexpr Pass pass_of(const AttentionForward&) {
@@ -77,14 +78,23 @@ Params on_path(const Params& p, AttentionPath path) {
   return own;
 }
 
+// sm90-whole has a forward pass only.
+template <class Params>
+std::string_view why_not_whole(const Params& p) {
+  if constexpr (std::is_same_v<Params, AttentionForward>) {
+    return sm90_whole::why_not(p);
+  } else {
+    return "sm90-whole has no backward pass";
+  }
+}
+
 template <class Params>
 std::string why_not_on(const Params& p, AttentionPath path) {
   if (path == kLibrary) return "LibTorch's dense kernels read every key, whatever its lifetime";
   if (is_sorted(path) && !p.sorted.order) return "it needs an order of the keys, and none came";
   const Params own = on_path(p, path);
   if (path == kSm90Short) return std::string(sm90_short::why_not(own));
-  if (path == kSm90ShortAll) return std::string(sm90_short_all::why_not(own));
-  if (path == kSm90Whole) return std::string(sm90_whole::why_not(own));
+  if (path == kSm90Whole) return std::string(why_not_whole(own));
   return std::string(is_sm90(path) ? sm90::why_not(own) : cuda::why_not(own));
 }
 
@@ -106,8 +116,9 @@ template <class Params>
 size_t workspace_bytes_on(const Params& p, AttentionPath path) {
   const Params own = on_path(p, path);
   if (path == kSm90Short) return sm90_short::workspace_bytes(own);
-  if (path == kSm90ShortAll) return sm90_short_all::workspace_bytes(own);
-  if (path == kSm90Whole) return sm90_whole::workspace_bytes(own);
+  if constexpr (std::is_same_v<Params, AttentionForward>) {
+    if (path == kSm90Whole) return sm90_whole::workspace_bytes(own);
+  }
   return is_sm90(path) ? sm90::workspace_bytes(own) : cuda::workspace_bytes(own);
 }
 
@@ -116,8 +127,9 @@ void run_on(const Params& p, AttentionPath path, CUstream_st* stream) {
   NATSLM_ASSERT(path != kLibrary);
   const Params own = on_path(p, path);
   if (path == kSm90Short) return sm90_short::run(own, stream);
-  if (path == kSm90ShortAll) return sm90_short_all::run(own, stream);
-  if (path == kSm90Whole) return sm90_whole::run(own, stream);
+  if constexpr (std::is_same_v<Params, AttentionForward>) {
+    if (path == kSm90Whole) return sm90_whole::run(own, stream);
+  }
   is_sm90(path) ? sm90::run(own, stream) : cuda::run(own, stream);
 }
 

@@ -28,14 +28,13 @@ enum class AttentionPath : uint8_t {
   kSm90Position,
   kSm90Sorted,
   kSm90Short,
-  kSm90ShortAll,
   kSm90Whole,
   kLibrary
 };
 inline constexpr AttentionPath kAttentionPaths[] = {
     AttentionPath::kCudaPosition, AttentionPath::kCudaSorted, AttentionPath::kSm90Position,
-    AttentionPath::kSm90Sorted,   AttentionPath::kSm90Short,  AttentionPath::kSm90ShortAll,
-    AttentionPath::kSm90Whole,    AttentionPath::kLibrary};
+    AttentionPath::kSm90Sorted,   AttentionPath::kSm90Short,  AttentionPath::kSm90Whole,
+    AttentionPath::kLibrary};
 std::string_view name(AttentionPath path);                      // "cuda-position", ...
 std::optional<AttentionPath> attention_path(std::string_view);  // from its name
 
@@ -44,8 +43,7 @@ constexpr bool is_sorted(AttentionPath path) {
 }
 constexpr bool is_sm90(AttentionPath path) {
   return path == AttentionPath::kSm90Position || path == AttentionPath::kSm90Sorted ||
-         path == AttentionPath::kSm90Short || path == AttentionPath::kSm90ShortAll ||
-         path == AttentionPath::kSm90Whole;
+         path == AttentionPath::kSm90Short || path == AttentionPath::kSm90Whole;
 }
 
 inline constexpr int32_t kAnyGroup = INT32_MAX;

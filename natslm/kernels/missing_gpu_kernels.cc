@@ -26,7 +26,6 @@ NATSLM_MISSING(cuda, AttentionForward)
 #ifdef NATSLM_NO_SM90_ATTENTION_FORWARD
 NATSLM_MISSING(sm90, AttentionForward)
 NATSLM_MISSING(sm90_short, AttentionForward)
-NATSLM_MISSING(sm90_short_all, AttentionForward)
 NATSLM_MISSING(sm90_whole, AttentionForward)
 #endif
 #ifdef NATSLM_NO_CUDA_ATTENTION_BACKWARD
@@ -35,8 +34,6 @@ NATSLM_MISSING(cuda, AttentionBackward)
 #ifdef NATSLM_NO_SM90_ATTENTION_BACKWARD
 NATSLM_MISSING(sm90, AttentionBackward)
 NATSLM_MISSING(sm90_short, AttentionBackward)
-NATSLM_MISSING(sm90_short_all, AttentionBackward)
-NATSLM_MISSING(sm90_whole, AttentionBackward)
 #endif
 
 #undef NATSLM_MISSING

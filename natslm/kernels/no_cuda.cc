@@ -33,13 +33,10 @@ constexpr std::string_view kNoCuda = "this build has no CUDA code; build the pre
 NATSLM_WITHOUT_CUDA(cuda, AttentionForward)
 NATSLM_WITHOUT_CUDA(sm90, AttentionForward)
 NATSLM_WITHOUT_CUDA(sm90_short, AttentionForward)
-NATSLM_WITHOUT_CUDA(sm90_short_all, AttentionForward)
 NATSLM_WITHOUT_CUDA(sm90_whole, AttentionForward)
 NATSLM_WITHOUT_CUDA(cuda, AttentionBackward)
 NATSLM_WITHOUT_CUDA(sm90, AttentionBackward)
 NATSLM_WITHOUT_CUDA(sm90_short, AttentionBackward)
-NATSLM_WITHOUT_CUDA(sm90_short_all, AttentionBackward)
-NATSLM_WITHOUT_CUDA(sm90_whole, AttentionBackward)
 NATSLM_WITHOUT_CUDA(cuda, AttentionDecode)
 NATSLM_WITHOUT_CUDA(sm90, AttentionDecode)
 

@@ -56,13 +56,13 @@ const std::vector<Combination>& combinations() {
       return found;
     }
     const char* only = std::getenv("NATSLM_GPU_ONLY");
-    for (const AttentionBackend* backend : {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend,
-                                            &kSm90ShortAllBackend, &kSm90WholeBackend}) {
+    for (const AttentionBackend* backend :
+         {&kCudaBackend, &kSm90Backend, &kSm90ShortBackend, &kSm90WholeBackend}) {
       for (const bool backward : {false, true}) {
         for (const bool sorted : {false, true}) {
           const bool whole = backend == &kSm90WholeBackend;
           if (sorted && (whole || is_short(*backend))) continue;  // they know no order
-          if (backward && (whole || backend == &kSm90ShortAllBackend)) continue;  // forward only
+          if (backward && !backend->backward) continue;
           const Combination combination{backend, backward, sorted};
           if (only && combination.name().find(only) == std::string::npos) continue;
           const std::string reason = missing(combination);
@@ -243,7 +243,7 @@ PreparedCases prepare(std::span<const CaseWithOptions> cases) {
 }  // namespace
 
 bool is_short(const AttentionBackend& backend) {
-  return &backend == &kSm90ShortBackend || &backend == &kSm90ShortAllBackend;
+  return &backend == &kSm90ShortBackend;
 }
 
 bool is_made_for(const Combination& combination, int head_dim) {

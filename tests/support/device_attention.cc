@@ -64,8 +64,14 @@ const AttentionBackend kCpuBackend =
 const AttentionBackend kCudaBackend = NATSLM_GPU_BACKEND(cuda);
 const AttentionBackend kSm90Backend = NATSLM_GPU_BACKEND(sm90);
 const AttentionBackend kSm90ShortBackend = NATSLM_GPU_BACKEND(sm90_short);
-const AttentionBackend kSm90ShortAllBackend = NATSLM_GPU_BACKEND(sm90_short_all);
-const AttentionBackend kSm90WholeBackend = NATSLM_GPU_BACKEND(sm90_whole);
+const AttentionBackend kSm90WholeBackend = {"sm90_whole",
+                                            true,
+                                            kernels::sm90_whole::why_not,
+                                            kernels::sm90_whole::workspace_bytes,
+                                            kernels::sm90_whole::run,
+                                            nullptr,
+                                            nullptr,
+                                            nullptr};
 
 #undef NATSLM_HOST_BACKEND
 #undef NATSLM_GPU_BACKEND

@@ -23,10 +23,12 @@ struct AttentionBackend {
   std::string_view (*forward_why_not)(const kernels::AttentionForward&);
   size_t (*forward_workspace)(const kernels::AttentionForward&);  // null: needs none
   void (*forward)(const kernels::AttentionForward&, CUstream_st*);
+  // Null: there is no backward pass.
   std::string_view (*backward_why_not)(const kernels::AttentionBackward&);
   size_t (*backward_workspace)(const kernels::AttentionBackward&);
   void (*backward)(const kernels::AttentionBackward&, CUstream_st*);
 };
+
 // What matrix units do, in plain loops: bf16 operands (probabilities and their gradients too),
 // products of 16 pairs aligned with the sum so far and cut at 24 bits, exponentials to base two.
 // Beside plain_forward more yardsticks: no kernel on matrix units can sum better. 0: straight on; 1
@@ -40,7 +42,7 @@ void matrix_unit_backward(const kernels::AttentionBackward&);
 
 extern const AttentionBackend kReferenceBackend, kPlainBackend, kPlainAgainBackend,
     kMatrixUnitBackends[kMatrixUnitManners], kCpuBackend, kCudaBackend, kSm90Backend,
-    kSm90ShortBackend, kSm90ShortAllBackend, kSm90WholeBackend;
+    kSm90ShortBackend, kSm90WholeBackend;
 
 // An order of the keys as a KeyOrder wants it, whatever the lifetimes: what lives for ever; then,
 // position by position, what lives longer than all taken before; the rest.

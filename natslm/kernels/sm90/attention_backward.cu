@@ -257,23 +257,3 @@ void run(const AttentionBackward& p, CUstream_st* stream) {
 }
 
 }  // namespace natslm::kernels::sm90_short
-
-namespace natslm::kernels {
-
-#define NATSLM_FORWARD_ONLY(backend)                                         \
-  std::string_view backend::why_not(const AttentionBackward&) {              \
-    return #backend " has no backward pass";                                 \
-  }                                                                          \
-  size_t backend::workspace_bytes(const AttentionBackward&) {                \
-    return 0;                                                                \
-  }                                                                          \
-  void backend::run(const AttentionBackward& p, CUstream_st*) {              \
-    sm90::check_call(p, "attention_backward (" #backend ")", why_not(p), 0); \
-  }
-
-NATSLM_FORWARD_ONLY(sm90_short_all)
-NATSLM_FORWARD_ONLY(sm90_whole)
-
-#undef NATSLM_FORWARD_ONLY
-
-}  // namespace natslm::kernels

@@ -33,12 +33,12 @@ void launch_mass(const AttentionForward& p, const KeysByPlace& keys, CUstream_st
       stream);
 }
 
-// All of `a` but the plan.
+// All of `a` but the plan. tile_keys: rows of a box of k and v.
 void describe_call(const AttentionForward& p, const PlanShape& shape, const KeysByPlace& keys,
-                   ForwardArguments& a) {
+                   int32_t tile_keys, ForwardArguments& a) {
   a.q = group_map(p, p.q, p.q_stride, shape.tile_queries);
-  a.k = key_map(p, keys.k, keys.k_stride, kTileKeys);
-  a.v = key_map(p, keys.v, keys.v_stride, kTileKeys);
+  a.k = key_map(p, keys.k, keys.k_stride, tile_keys);
+  a.v = key_map(p, keys.v, keys.v_stride, tile_keys);
   a.k_piece = key_map(p, keys.k, keys.k_stride, kPieceKeys);
   a.v_piece = key_map(p, keys.v, keys.v_stride, kPieceKeys);
   a.lengths = p.lengths;
@@ -56,21 +56,22 @@ void describe_call(const AttentionForward& p, const PlanShape& shape, const Keys
 }
 
 void run_whole(const AttentionForward& p, CUstream_st* stream) {
-  const int32_t rows = whole_rows(p.head_dim, int64_t{p.tokens} * group_of(p));
+  const int64_t heads = int64_t{p.batch} * p.kv_heads;
+  const int32_t rows =
+      whole_rows(p.head_dim, heads, int64_t{p.tokens} * group_of(p), multiprocessors());
   const PlanShape shape = {p.batch, p.kv_heads, p.tokens, p.head_dim, rows / group_of(p)};
   WholeArguments a{};
   const KeysByPlace keys = keys_by_position(p);
-  describe_call(p, shape, keys, a);
+  describe_call(p, shape, keys, kWholeKeys, a);
   a.last = p.last;
-  a.heads = p.batch * p.kv_heads;
+  a.heads = static_cast<int32_t>(heads);
   a.heads_together = heads_together(p, p.kv_heads);
-  if (p.head_dim == 128) {
-    launch_attention_whole<128, 128>(a, multiprocessors(), stream);
-  } else if (rows == 128) {
-    launch_attention_whole<64, 128>(a, multiprocessors(), stream);
-  } else {
-    launch_attention_whole<64, 192>(a, multiprocessors(), stream);
-  }
+  const auto launch = p.head_dim == 64 ? rows == 64 ? launch_attention_whole<64, 64>
+                                                    : launch_attention_whole<64, 128>
+                      : rows == 64 ? launch_attention_whole<128, 64>
+                      : rows == 128    ? launch_attention_whole<128, 128>
+                                       : launch_attention_whole<128, 192>;
+  launch(a, multiprocessors(), stream);
   if (p.mass) launch_mass(p, keys, stream);
 }
 
@@ -110,7 +111,7 @@ void run(const AttentionForward& p, CUstream_st* stream) {
   const PlanShape shape = plan_of(p);
   ForwardArguments a{};
   const KeysByPlace keys = prepare_keys(p, shape, p.workspace, a, stream);
-  describe_call(p, shape, keys, a);
+  describe_call(p, shape, keys, kTileKeys, a);
   if (p.head_dim == 64) {
     launch_attention_forward<64>(a, multiprocessors(), stream);
   } else {
@@ -123,26 +124,6 @@ void run(const AttentionForward& p, CUstream_st* stream) {
 }  // namespace natslm::kernels::sm90
 
 namespace natslm::kernels {
-namespace {
-
-template <bool kLists>
-void run_short(const AttentionForward& p, const char* name, std::string_view why,
-               CUstream_st* stream) {
-  sm90::check_call(p, name, why);
-  if (p.batch == 0 || p.tokens == 0) return;
-  sm90::ShortForwardArguments a{sm90::short_arguments(p)};
-  a.out = static_cast<__nv_bfloat16*>(p.out);
-  a.out_stride = p.out_stride;
-  a.lse = p.lse;
-  if (p.head_dim == 64) {
-    sm90::launch_short_forward<64, kLists>(a, stream);
-  } else {
-    sm90::launch_short_forward<128, kLists>(a, stream);
-  }
-  if (p.mass) sm90::launch_mass(p, sm90::keys_by_position(p), stream);
-}
-
-}  // namespace
 
 std::string_view sm90_short::why_not(const AttentionForward& p) {
   const std::string_view why = sm90::why_not(p);
@@ -154,19 +135,18 @@ size_t sm90_short::workspace_bytes(const AttentionForward&) {
 }
 
 void sm90_short::run(const AttentionForward& p, CUstream_st* stream) {
-  run_short<true>(p, "attention_forward (sm90_short)", why_not(p), stream);
-}
-
-std::string_view sm90_short_all::why_not(const AttentionForward& p) {
-  return sm90_short::why_not(p);
-}
-
-size_t sm90_short_all::workspace_bytes(const AttentionForward&) {
-  return 0;
-}
-
-void sm90_short_all::run(const AttentionForward& p, CUstream_st* stream) {
-  run_short<false>(p, "attention_forward (sm90_short_all)", why_not(p), stream);
+  sm90::check_call(p, "attention_forward (sm90_short)", why_not(p));
+  if (p.batch == 0 || p.tokens == 0) return;
+  sm90::ShortForwardArguments a{sm90::short_arguments(p)};
+  a.out = static_cast<__nv_bfloat16*>(p.out);
+  a.out_stride = p.out_stride;
+  a.lse = p.lse;
+  if (p.head_dim == 64) {
+    sm90::launch_short_forward<64>(a, stream);
+  } else {
+    sm90::launch_short_forward<128>(a, stream);
+  }
+  if (p.mass) sm90::launch_mass(p, sm90::keys_by_position(p), stream);
 }
 
 std::string_view sm90_whole::why_not(const AttentionForward& p) {

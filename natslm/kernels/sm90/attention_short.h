@@ -42,8 +42,7 @@ constexpr int32_t short_rows(int32_t head_dim) {
 struct ShortForwardArguments : ShortArguments {
   float* lse;  // [B, Hq, T]
 };
-// kLists: only the rows of living keys are read; otherwise all, without looking for them first.
-template <int kHeadDim, bool kLists>
+template <int kHeadDim>
 void launch_short_forward(const ShortForwardArguments& arguments, CUstream_st* stream);
 
 // `out` is dq.

@@ -10,11 +10,9 @@
 
 namespace natslm::kernels::sm90 {
 
-// kLists: living keys are listed; otherwise all are read, and their copies wait for nothing.
-template <int kHeadDim_, bool kLists_>
+template <int kHeadDim_>
 struct ShortForwardConfig {
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr bool kLists = kLists_;
   static constexpr int kRows = short_rows(kHeadDim), kThreads = 2 * kRows;
   static constexpr int kWarps = kThreads / kWarpThreads;
   static_assert(kThreads % kWarpgroupThreads == 0);
@@ -87,26 +85,11 @@ struct ShortForward {
   template <class Shared>
   __device__ void run(Shared& shared) const {
     RowOperand<kHeadDim> q;
-    if constexpr (Config::kLists) {
-      const KeyScan<Config::kWarps> scan(a, tile);
-      load_q(q);
-      const int32_t count = scan.list_keys(tile.queries, shared.list, shared.found);
-      const ListedRows<kHeadDim, Config::kThreads> keys(a, tile, shared.list);
-      start_first_tiles(keys, shared.stage, count);
-      attend(keys, shared, q, count);
-    } else {
-      const WholeText<Config::kThreads> text(a, tile);
-      const AllRows<kHeadDim, Config::kThreads> keys(a, tile);
-      start_first_tiles(keys, shared.stage, text.keys);
-      load_q(q);
-      text.list_keys(a, tile, shared.list);
-      attend(keys, shared, q, text.keys);
-    }
-  }
-
-  template <class Rows, class Shared>
-  __device__ void attend(const Rows& keys, Shared& shared, const RowOperand<kHeadDim>& q,
-                         int32_t count) const {
+    const KeyScan<Config::kWarps> scan(a, tile);
+    load_q(q);
+    const int32_t count = scan.list_keys(tile.queries, shared.list, shared.found);
+    const ListedRows<kHeadDim, Config::kThreads> keys(a, tile, shared.list);
+    start_first_tiles(keys, shared.stage, count);
     const QuerySpan mine = queries_of_rows(
         tile.queries, a.group, static_cast<int32_t>(threadIdx.x) / kWarpgroupThreads * kTileRows,
         kTileRows);
@@ -150,9 +133,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   ShortForward<Config>{arguments, tile, rows}.run(shared);
 }
 
-template <int kHeadDim, bool kLists>
+template <int kHeadDim>
 void launch_short_forward(const ShortForwardArguments& arguments, CUstream_st* stream) {
-  using Config = ShortForwardConfig<kHeadDim, kLists>;
+  using Config = ShortForwardConfig<kHeadDim>;
   const auto kernel = short_forward_kernel<Config>;
   constexpr size_t kSharedBytes = sizeof(typename Config::Shared);
   let_blocks_share(kernel, kSharedBytes);

@@ -112,30 +112,6 @@ struct KeyScan {
   }
 };
 
-// Lists every key up to the tile's last query, living or not. `last` of a thread's first key is
-// asked for when it is made.
-template <int kThreads>
-struct WholeText {
-  int32_t keys, first_last;
-
-  __device__ WholeText(const ShortArguments& a, const ShortTile& tile)
-      : keys(keys_up_to(tile.queries)) {
-    const auto thread = static_cast<int32_t>(threadIdx.x);
-    first_last = thread < keys ? lasts_of(a, tile)[thread] : -1;
-  }
-
-  // The list may be read after the next barrier.
-  __device__ void list_keys(const ShortArguments& a, const ShortTile& tile, ListedKey* list) const {
-    const int32_t padded = (keys + kListTile - 1) / kListTile * kListTile;
-    const int32_t* last = lasts_of(a, tile);
-    auto key = static_cast<int32_t>(threadIdx.x);
-    if (key < padded) list[key] = listed_key_or_none(key, first_last);
-    for (key += kThreads; key < padded; key += kThreads) {
-      list[key] = listed_key_or_none(key, key < keys ? last[key] : -1);
-    }
-  }
-};
-
 // A tile of listed keys.
 template <int kHeadDim>
 struct ListStage {
@@ -205,15 +181,6 @@ struct ListedRows : KeyRows<kHeadDim, kThreads> {
   __device__ void start_tile(ListStage<kHeadDim>& to, int32_t tile) const {
     this->start(to,
                 [&](int32_t row) -> uint32_t { return position_of(list[tile * kListTile + row]); });
-  }
-};
-
-// The keys of a WholeText, in place: needs no list.
-template <int kHeadDim, int kThreads>
-struct AllRows : KeyRows<kHeadDim, kThreads> {
-  using KeyRows<kHeadDim, kThreads>::KeyRows;
-  __device__ void start_tile(ListStage<kHeadDim>& to, int32_t tile) const {
-    this->start(to, [&](int32_t row) -> uint32_t { return tile * kListTile + row; });
   }
 };
 

@@ -4,10 +4,8 @@
 
 namespace natslm::kernels::sm90 {
 
-template void launch_short_forward<64, true>(const ShortForwardArguments&, CUstream_st*);
-template void launch_short_forward<64, false>(const ShortForwardArguments&, CUstream_st*);
-template void launch_short_forward<128, true>(const ShortForwardArguments&, CUstream_st*);
-template void launch_short_forward<128, false>(const ShortForwardArguments&, CUstream_st*);
+template void launch_short_forward<64>(const ShortForwardArguments&, CUstream_st*);
+template void launch_short_forward<128>(const ShortForwardArguments&, CUstream_st*);
 template void launch_short_query_gradient<64>(const ShortQueryGradientArguments&, CUstream_st*);
 template void launch_short_query_gradient<128>(const ShortQueryGradientArguments&, CUstream_st*);
 

@@ -3,8 +3,10 @@
 
 namespace natslm::kernels::sm90 {
 
+template void launch_attention_whole<64, 64>(const WholeArguments&, int, CUstream_st*);
 template void launch_attention_whole<64, 128>(const WholeArguments&, int, CUstream_st*);
-template void launch_attention_whole<64, 192>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<128, 64>(const WholeArguments&, int, CUstream_st*);
 template void launch_attention_whole<128, 128>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<128, 192>(const WholeArguments&, int, CUstream_st*);
 
 }  // namespace natslm::kernels::sm90
