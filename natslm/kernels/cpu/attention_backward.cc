@@ -31,30 +31,31 @@ namespace natslm::kernels::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Adds up the parts of one KV head and writes dk, dv and the role sums.
-void write_head(const AttentionBackward& p, const Plan& plan, int head,
+// Adds up the parts of the keys [begin, end) of one KV head and writes dk, dv and the role sums.
+void write_keys(const AttentionBackward& p, const Plan& plan, int head, int begin, int end,
                 const std::unique_ptr<Sums>* parts, int part_count) {
-  const int b = head / p.kv_heads, kv_head = head % p.kv_heads;
-  const int length = length_of(p.lengths, b, p.tokens), width = plan.width();
+  const int b = head / p.kv_heads, kv_head = head % p.kv_heads, width = plan.width();
   const auto total = scratch_memory(width);
   const auto write = [&](const auto& sums_of, int t, float factor, void* to,
                          const Strides& stride) {
-    for (int c = 0; c < width; c += kLanes) {
-      Vec sum = hn::Load(kFloats, sums_of(*parts[0]) + int64_t{t} * width + c);
-      for (int part = 1; part < part_count; ++part) {
-        sum = hn::Add(sum, hn::Load(kFloats, sums_of(*parts[part]) + int64_t{t} * width + c));
+    fill(total.get(), width, 0);
+    for (int part = 0; part < part_count; ++part) {
+      if (!parts[part]->in_use[t]) continue;
+      const float* sums = sums_of(*parts[part]) + int64_t{t} * width;
+      for (int c = 0; c < width; c += kLanes) {
+        const Vec sum = hn::Load(kFloats, total.get() + c);
+        hn::Store(hn::Add(sum, hn::Load(kFloats, sums + c)), kFloats, total.get() + c);
       }
-      hn::Store(sum, kFloats, total.get() + c);
     }
     write_row(total.get(), plan.head_dim, factor, to, p.dtype, row(stride, b, kv_head, t));
   };
-  for (int t = 0; t < length; ++t) {
+  for (int t = begin; t < end; ++t) {
     write([](const Sums& s) { return s.dk.get(); }, t, p.scale, p.dk, p.dk_stride);
     write([](const Sums& s) { return s.dv.get(); }, t, 1.0f, p.dv, p.dv_stride);
   }
   for (int h = 0; h < p.horizon_count; ++h) {
     float* to = p.role_sums + (int64_t{h} * p.batch * p.kv_heads + head) * p.tokens;
-    for (int t = 0; t < length; ++t) {
+    for (int t = begin; t < end; ++t) {
       to[t] = 0;
       for (int part = 0; part < part_count; ++part) {
         to[t] += parts[part]->roles[int64_t{h} * p.tokens + t];
@@ -95,14 +96,20 @@ void run_vectors(const AttentionBackward& p) {
     std::unique_ptr<Sums>& sum = sums[parts == 1 ? worker : task];
     if (!sum) sum = std::make_unique<Sums>(plan, p.horizon_count, p.tokens);
     sum->clear();
-    for (int t = part; t * plan.tile < length; t += parts) {
+    // Later tiles walk over more keys: dealt out to and fro, every part gets as much of them.
+    for (int round = 0; round * parts * plan.tile < length; ++round) {
+      const int t = round * parts + (round % 2 == 0 ? part : parts - 1 - part);
+      if (t * plan.tile >= length) continue;
       Tile(p, plan, *scratch[worker], *sum, b, head % p.kv_heads, live[head], t).run();
     }
-    if (parts == 1) write_head(p, plan, head, &sum, 1);
+    if (parts == 1) write_keys(p, plan, head, 0, length, &sum, 1);
   });
   if (parts == 1) return;
-  p.parallel(heads, [&](int64_t head, int) {
-    write_head(p, plan, static_cast<int>(head), &sums[head * parts], parts);
+  p.parallel(int64_t{heads} * parts, [&](int64_t task, int) {
+    const int head = static_cast<int>(task / parts), part = static_cast<int>(task % parts);
+    const int64_t length = length_of(p.lengths, head / p.kv_heads, p.tokens);
+    write_keys(p, plan, head, static_cast<int>(length * part / parts),
+               static_cast<int>(length * (part + 1) / parts), &sums[int64_t{head} * parts], parts);
   });
 }
 

@@ -214,6 +214,7 @@ class Tile {
   void take_slot(Key& key, const float* k) {
     key.slots = key.full ? &s_.whole : &s_.partial;
     Slots& slots = *key.slots;
+    sums_.use(key.j);
     const int i = key.slot = slots.count++;
     slots.key[i] = key.j;
     slots.first_block[i] = first_block_of(key.j);
