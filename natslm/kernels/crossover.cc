@@ -19,10 +19,10 @@ constexpr int64_t kBusy = 131072;
 // One H200, 24 November and 1 December 2026 (docs/results.md, "Short and dense"). Forward up to
 // 2,048 tokens: measured at 128 to 2,048 tokens, 30 to 95 % visible, alone and 16,384 tokens in
 // all; where lengths and densities part lies between measured ones. Some of the closest, time by
-// cuDNN's: 12/12/64, 1 x 512 tokens, 45 %: listed keys 1.08, all 1.11; 32 x 512, 30 %: 1.09
-// and 1.09; 32/8/128, 64 x 256, 30 %: 1.06 and 1.12; 12/12/64, 8 x 2,048, 95 %: position
-// order 1.17, all 1.21. Longer texts: over sorted keys both backends won up to 75 % (12/12/64 and
-// 32/8/128 at 2,048 and 4,096), and lost 2 to 17 % with all pairs visible.
+// cuDNN's: 12/12/64, 1 x 2,048 tokens, 45 %: listed keys 0.81, all 0.76; 8 x 2,048, 75 %: listed
+// 1.09, sorted 1.10; 95 %: position order 1.16, all 1.17; 32/8/128, 1 x 512, 60 %: listed 0.91, all
+// 0.89; 32 x 512, 30 %: 0.93 and 1.00. Longer texts: over sorted keys both backends won up to 75 %
+// (12/12/64 and 32/8/128 at 2,048 and 4,096), and lost 2 to 17 % with all pairs visible.
 //
 // Backward with role sums the Hopper kernels took 0.410 ms over sorted keys and 0.395 ms in
 // position order at 16 x 1,024 tokens, 0.949 and 1.436 ms at 4,096. Densities between 0.25 and 0.6,
@@ -35,17 +35,18 @@ constexpr Crossover kCrossovers[] = {
     {kForward, 0, 8, 0.60, 1024, kCudaSorted},
     {kForward, 0, 8, 1.00, 0, kSm90Position},
     {kForward, 0, 8, 1.00, 0, kSm90Whole},
-    {kForward, 64, 8, 0.60, 385, kSm90Short},
-    {kForward, 64, 8, 1.00, 385, kSm90Whole, false, kBusy},
-    {kForward, 64, 8, 0.60, 769, kSm90Short},
-    {kForward, 128, 8, 0.60, 129, kSm90Short},
-    {kForward, 128, 8, 1.00, 129, kSm90Whole, false, kBusy},
-    {kForward, 128, 8, 0.35, 129, kSm90Short, false, kBusy},
-    {kForward, 128, 8, 0.60, 385, kSm90Short},
+    {kForward, 64, 8, 0.65, 769, kSm90Short, false, kBusy},
+    {kForward, 128, 8, 0.55, 385, kSm90Short},
+    {kForward, 128, 8, 0.70, 769, kSm90Short},
+    {kForward, 128, 8, 1.00, 385, kSm90Whole, false, kBusy},
+    {kForward, 128, 8, 0.38, 385, kSm90Short, false, kBusy},
+    {kForward, 128, 8, 0.55, 769, kSm90Short, false, kBusy},
+    {kForward, 64, 8, 0.40, 1537, kSm90Short},
     {kForward, 64, 8, 1.00, 2048, kSm90Position, false, kBusy},
-    {kForward, 0, 8, 0.85, 2048, kSm90Sorted},
-    {kForward, 0, 8, 0.60, 2048, kSm90Short},
-    {kForward, 128, 8, 0.60, 2048, kSm90Sorted, false, kBusy},
+    {kForward, 64, 8, 0.80, 1537, kSm90Short, false, kBusy},
+    {kForward, 128, 8, 0.85, 2048, kSm90Sorted},
+    {kForward, 128, 8, 0.60, 2048, kSm90Short},
+    {kForward, 128, 8, 0.85, 2048, kSm90Sorted, false, kBusy},
     {kForward, 0, 8, 1.00, 2049, kSm90Position},
     {kForward, 0, 8, 0.85, 2049, kSm90Sorted},
     {kBackward, 0, 8, 1.00, 0, kCudaPosition},

@@ -48,11 +48,11 @@ TEST(Crossover, TakesTheLastRowThatCoversTheShape) {
 
 TEST(Crossover, CountsTheRowsOfTheWholeBatch) {
   const auto shape = [](int64_t rows) {
-    return AttentionShape{Pass::kForward, 128, 4, 256, 0.5, false, rows};
+    return AttentionShape{Pass::kForward, 128, 4, 512, 0.5, false, rows};
   };
   const auto all = [](AttentionPath) { return true; };
-  EXPECT_EQ(choose_path(shape(32 * 256), all), AttentionPath::kSm90Short);
-  EXPECT_EQ(choose_path(shape(64 * 32 * 256), all), AttentionPath::kSm90Whole);
+  EXPECT_EQ(choose_path(shape(32 * 512), all), AttentionPath::kSm90Short);
+  EXPECT_EQ(choose_path(shape(32 * 32 * 512), all), AttentionPath::kSm90Whole);
 }
 
 TEST(Crossover, TheLibraryIsTakenOnlyWhereEveryKeyIsKnownToBeVisible) {

@@ -57,20 +57,25 @@ void describe_call(const AttentionForward& p, const PlanShape& shape, const Keys
 
 void run_whole(const AttentionForward& p, CUstream_st* stream) {
   const int64_t heads = int64_t{p.batch} * p.kv_heads;
-  const int32_t rows =
-      whole_rows(p.head_dim, heads, int64_t{p.tokens} * group_of(p), multiprocessors());
-  const PlanShape shape = {p.batch, p.kv_heads, p.tokens, p.head_dim, rows / group_of(p)};
+  const WholeCut cut =
+      whole_cut(p.head_dim, heads, int64_t{p.tokens} * group_of(p), multiprocessors());
+  const PlanShape shape = {p.batch, p.kv_heads, p.tokens, p.head_dim, cut.rows / group_of(p)};
   WholeArguments a{};
   const KeysByPlace keys = keys_by_position(p);
   describe_call(p, shape, keys, kWholeKeys, a);
   a.last = p.last;
   a.heads = static_cast<int32_t>(heads);
   a.heads_together = heads_together(p, p.kv_heads);
-  const auto launch = p.head_dim == 64 ? rows == 64 ? launch_attention_whole<64, 64>
-                                                    : launch_attention_whole<64, 128>
-                      : rows == 64 ? launch_attention_whole<128, 64>
-                      : rows == 128    ? launch_attention_whole<128, 128>
-                                       : launch_attention_whole<128, 192>;
+  const auto launch = [&] {
+    if (p.head_dim == 64) {
+      return cut.rows == 128  ? launch_attention_whole<64, 128, 1>
+             : cut.parts == 2 ? launch_attention_whole<64, 64, 2>
+                              : launch_attention_whole<64, 64, 4>;
+    }
+    return cut.rows == 192   ? launch_attention_whole<128, 192, 1>
+           : cut.rows == 128 ? launch_attention_whole<128, 128, 1>
+                             : launch_attention_whole<128, 64, 2>;
+  }();
   launch(a, multiprocessors(), stream);
   if (p.mass) launch_mass(p, keys, stream);
 }

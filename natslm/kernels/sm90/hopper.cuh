@@ -98,9 +98,9 @@ __device__ inline void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// What this thread has written to shared memory, or has seen arrive there, wgmma sees after the
-// next barrier.
-__device__ inline void fence_for_wgmma() {
+// What this thread has read from or written to shared memory, or has seen arrive there, comes
+// before what wgmma and TMA do there after the next barrier.
+__device__ inline void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -262,6 +262,14 @@ __device__ inline void load_matrices(uint32_t (&to)[4], uint32_t row_address) {
                : "memory");
 }
 
+// The inverse: lane 8 m + r names where row r of matrix m goes.
+__device__ inline void store_matrices(uint32_t row_address, const uint32_t (&from)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+      : "memory");
+}
+
 // ---- Registers: a warpgroup gives some back or takes some (a multiple of 8, all four warps). ----
 
 // What the warpgroups of a block may hold together, counted in registers of one thread of each: a
@@ -287,6 +295,14 @@ __device__ inline void grow_registers() {
 __device__ inline void store_16_bytes(void* to, const uint32_t (&words)[4]) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
                "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
+// 16 bytes of shared memory.
+__device__ inline void load_16_bytes(uint32_t (&words)[4], uint32_t from) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from)
                : "memory");
 }
 

@@ -292,7 +292,7 @@ __device__ inline void for_key_tiles(const Rows& rows, Stage (&stages)[kStages],
     } else {
       copy_async_wait<kStages - 2>();
     }
-    fence_for_wgmma();
+    fence_async_proxy();
     settle();
     __syncthreads();  // the tile is there; nobody reads the one before
     if (t > 0) {

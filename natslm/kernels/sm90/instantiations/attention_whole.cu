@@ -3,10 +3,11 @@
 
 namespace natslm::kernels::sm90 {
 
-template void launch_attention_whole<64, 64>(const WholeArguments&, int, CUstream_st*);
-template void launch_attention_whole<64, 128>(const WholeArguments&, int, CUstream_st*);
-template void launch_attention_whole<128, 64>(const WholeArguments&, int, CUstream_st*);
-template void launch_attention_whole<128, 128>(const WholeArguments&, int, CUstream_st*);
-template void launch_attention_whole<128, 192>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<64, 64, 2>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<64, 64, 4>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<64, 128, 1>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<128, 64, 2>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<128, 128, 1>(const WholeArguments&, int, CUstream_st*);
+template void launch_attention_whole<128, 192, 1>(const WholeArguments&, int, CUstream_st*);
 
 }  // namespace natslm::kernels::sm90
