@@ -66,9 +66,7 @@ FactsResult recall_facts(models::Model& model, std::unique_ptr<cache::Policy> po
                          const PerplexityOptions& options, const FactsHooks& hooks) {
   FactsResult result;
   result.policy = policy->spec();
-  engine::Engine engine(
-      model, std::move(policy), &tokenizer,
-      engine_options(model.config(), options.prefill_chunk, options.batch, options.cache_dtype));
+  engine::Engine engine(model, std::move(policy), &tokenizer, engine_options(model, options));
   std::vector<double> right(task.size()), asked(task.size());
   std::vector<engine::KeyUse> uses;
   const auto begin = std::chrono::steady_clock::now();

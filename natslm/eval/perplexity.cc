@@ -100,9 +100,7 @@ PerplexityResult score_windows(models::Model& model, std::unique_ptr<cache::Poli
                                const Streams& streams, std::span<const Window> all,
                                const PerplexityOptions& options, const Progress& progress) {
   const std::string spec = policy->spec();
-  engine::Engine engine(
-      model, std::move(policy), nullptr,
-      engine_options(model.config(), options.prefill_chunk, options.batch, options.cache_dtype));
+  engine::Engine engine(model, std::move(policy), nullptr, engine_options(model, options));
   std::vector<Outcome> outcomes(all.size());
   int64_t scored = 0;
   const auto begin = std::chrono::steady_clock::now();

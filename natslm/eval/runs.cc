@@ -8,22 +8,33 @@
 namespace natslm::eval {
 namespace {
 
-constexpr int64_t kStepRows = 1024;
-constexpr int64_t kStepLogits = int64_t{1} << 24;
+// Of the sequences at work, at most; but one is always let in.
+struct Limits {
+  int64_t step_rows, step_logits, kv_bytes;
+};
+constexpr Limits kOnCpu = {1024, int64_t{1} << 24, int64_t{4} << 30};
+constexpr Limits kOnGpu = {4096, int64_t{1} << 28, int64_t{16} << 30};
+
+int64_t sequences_for(const models::Model& model, const PerplexityOptions& options) {
+  const models::Config& c = model.config();
+  const Limits& limits = model.device().is_cuda() ? kOnGpu : kOnCpu;
+  const int64_t context = options.context > 0 ? options.context : c.context;
+  const int64_t number_bytes = options.cache_dtype == at::kBFloat16 ? 2 : 4;
+  const int64_t kv_bytes = 2 * number_bytes * context * c.layers * c.kv_heads * c.head_dim;
+  const int64_t rows = std::min(limits.step_rows, limits.step_logits / std::max(1, c.vocabulary));
+  return std::max<int64_t>(1, std::min(rows / std::max(1, options.prefill_chunk),
+                                       limits.kv_bytes / std::max<int64_t>(1, kv_bytes)));
+}
 
 }  // namespace
 
-engine::Options engine_options(const models::Config& config, int32_t prefill_chunk, int32_t batch,
-                               at::ScalarType cache_dtype) {
+engine::Options engine_options(const models::Model& model, const PerplexityOptions& options) {
   engine::Options settings;
-  settings.prefill_chunk = prefill_chunk;
-  settings.cache_dtype = cache_dtype;
-  const int64_t rows = std::max<int64_t>(
-      prefill_chunk, std::min(kStepRows, kStepLogits / std::max(1, config.vocabulary)));
+  settings.prefill_chunk = options.prefill_chunk;
+  settings.cache_dtype = options.cache_dtype;
   settings.max_sequences =
-      batch > 0 ? batch
-                : static_cast<int32_t>(std::max<int64_t>(1, rows / std::max(1, prefill_chunk)));
-  settings.max_step_rows = settings.max_sequences * prefill_chunk;
+      options.batch > 0 ? options.batch : static_cast<int32_t>(sequences_for(model, options));
+  settings.max_step_rows = settings.max_sequences * options.prefill_chunk;
   return settings;
 }
 

@@ -6,14 +6,16 @@
 #include <span>
 
 #include "natslm/engine/engine.h"
+#include "natslm/eval/perplexity.h"
 #include "natslm/models/model.h"
 
 namespace natslm::eval {
 
-// Enough sequences at a time for good matrix products, few enough that a step's logits stay small.
-// `batch` > 0: so many sequences instead.
-engine::Options engine_options(const models::Config& config, int32_t prefill_chunk, int32_t batch,
-                               at::ScalarType cache_dtype);
+// How the engine runs windows of options.context tokens. Without options.batch: enough sequences at
+// a time for good matrix products, few enough that a step's logits (64 MiB; on a GPU, where a step
+// of few rows waits for its host, 1 GiB) and all keys and values, should none die (4 GiB; 16), stay
+// small.
+engine::Options engine_options(const models::Model& model, const PerplexityOptions& options);
 
 // Means over sequences of what they kept; the shares' meaning is that of engine::KeyUse.
 struct KeyMeans {

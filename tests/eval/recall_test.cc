@@ -21,6 +21,7 @@
 #include "tests/support/error_of.h"
 #include "tests/support/plain_policies.h"
 #include "tests/support/small_config.h"
+#include "tests/support/small_model.h"
 #include "tests/support/some_prose.h"
 
 namespace natslm::eval {
@@ -335,6 +336,24 @@ TEST(Runs, TheStandardErrorIsThatOfAMeanWhereGroupsAreEqual) {
   const std::vector<double> twice{2, 0, 2, 2, 0}, twos(5, 2.0);
   EXPECT_NEAR(standard_error(twice, twos), std::sqrt(0.3 / 5), 1e-12);
   EXPECT_EQ(standard_error(std::vector<double>{3}, std::vector<double>{5}), 0);
+}
+
+TEST(EngineOptions, LetInAsManyWindowsAsTheirLogitsAndTheirCachesAllow) {
+  const testing::SmallModel model;
+  const models::Config& c = model.config();
+  const auto windows = [&](const PerplexityOptions& options) {
+    const engine::Options settings = engine_options(model, options);
+    EXPECT_EQ(settings.max_step_rows, settings.max_sequences * options.prefill_chunk);
+    return settings.max_sequences;
+  };
+  EXPECT_EQ(windows({.context = 128, .prefill_chunk = 64}), 16);
+  EXPECT_EQ(windows({.context = 128, .prefill_chunk = 2000}), 1);
+  EXPECT_EQ(windows({.context = 128, .prefill_chunk = 2000, .batch = 3}), 3);
+  const int64_t token_bytes = 2 * sizeof(float) * c.layers * c.kv_heads * c.head_dim;
+  const auto context = static_cast<int32_t>((int64_t{4} << 30) / token_bytes / 2);
+  EXPECT_EQ(windows({.context = context}), 2);
+  EXPECT_EQ(windows({.context = context, .cache_dtype = at::kBFloat16}), 4);
+  EXPECT_EQ(windows({.context = 3 * context}), 1);
 }
 
 TEST(Runs, MeansWeighSequencesByTheirTokensButTheirEndsEqually) {
