@@ -34,14 +34,12 @@ class ListPlan {
  public:
   ListPlan(const Policy& policy, int32_t rotary_positions, const CachedKeys& keys)
       : policy_(policy), rotary_positions_(rotary_positions), keys_(keys) {
-    order_.resize(keys.count);
-    std::iota(order_.begin(), order_.end(), 0);
-    std::ranges::sort(order_, {}, [&](int32_t j) { return keys_.position[j]; });
     if (keys.mass) std::fill_n(keys.mass, keys.count, 0.0f);
   }
 
   // Plans for as many of these queries, from the first on, as can be done at once; says how many.
   int32_t choose(std::span<const int32_t> positions) {
+    sort_keys();
     // The mass of a part cannot be rescaled once it is summed over queries.
     if (keys_.mass || !sort_reads(positions, true)) sort_reads(positions, false);
     const auto n = std::ssize(positions);
@@ -59,6 +57,27 @@ class ListPlan {
     return static_cast<int32_t>(fewer);
   }
 
+  // The same where `other` has chosen from the same queries for keys of the same positions and
+  // lifetimes, as the heads of a sequence have them under policies that do not look at the keys:
+  // work once for all heads. False if its keys are others.
+  bool choose_like(const ListPlan& other) {
+    const auto same = [&](const int32_t* mine, const int32_t* theirs) {
+      return std::equal(mine, mine + keys_.count, theirs);
+    };
+    if (keys_.count != other.keys_.count || !same(keys_.position, other.keys_.position) ||
+        !same(keys_.last, other.keys_.last)) {
+      return false;
+    }
+    moved_key_ = other.moved_key_;
+    moved_position_ = other.moved_position_;
+    moved_begin_ = other.moved_begin_;
+    in_place_ = other.in_place_;
+    in_place_last_ = other.in_place_last_;
+    queries_ = other.queries_;
+    query_position_ = other.query_position_;
+    return true;
+  }
+
   const CachedKeys& keys() const { return keys_; }
   int64_t copies() const { return std::ssize(in_place_) + std::ssize(moved_key_); }
   // Stored keys that some query sees in place, by position.
@@ -73,6 +92,13 @@ class ListPlan {
   const std::vector<int32_t>& query_position() const { return query_position_; }
 
  private:
+  void sort_keys() {
+    if (!order_.empty()) return;
+    order_.resize(keys_.count);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::ranges::sort(order_, {}, [&](int32_t j) { return keys_.position[j]; });
+  }
+
   // Sorts what the queries read into the two parts. False if some key is in place again for a query
   // after one that saw it elsewhere, which a lifetime cannot say; without `in_place` all are moved.
   bool sort_reads(std::span<const int32_t> positions, bool in_place) {
@@ -244,7 +270,13 @@ at::Tensor attend_renumbered(const Policy& policy, PageStorage& storage, const L
       const int32_t end = rows.start[list / heads + 1];
       if (next[list] == end) continue;
       const int32_t most = std::min(kQueriesAtOnce, end - next[list]);
-      const int32_t n = plans[list].choose(rows.position.subspan(next[list], most));
+      // The head before this one is as far, if it did its queries in this round.
+      const bool follows = list % heads > 0 && !members.empty() &&
+                           members.back() == &plans[list - 1] &&
+                           next[list - 1] - next[list] == std::ssize(plans[list - 1].queries());
+      const auto n = follows && plans[list].choose_like(plans[list - 1])
+                         ? static_cast<int32_t>(plans[list].queries().size())
+                         : plans[list].choose(rows.position.subspan(next[list], most));
       for (int32_t i = 0; i < n; ++i) {
         vectors.push_back((next[list] + i) * heads + static_cast<int64_t>(list) % heads);
       }
