@@ -20,6 +20,7 @@
 #include "tests/support/error_of.h"
 #include "tests/support/gguf_builder.h"
 #include "tests/support/one_thread.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm::models {
 namespace {
@@ -239,7 +240,8 @@ TEST(Pretrained, RefusesSizesThatNoModelHasBeforeTheyCostMemory) {
   gguf.value("gemma3.attention.layer_norm_rms_epsilon", GgufFile::ValueType::kF32, raw(1e-6f));
   gguf.tensor({"token_embd.weight", {8, 8}, 0, 0});
   gguf.data.resize(8 * 8 * sizeof(float));
-  const fs::path file = fs::path(::testing::TempDir()) / "natslm_huge.gguf";
+  const test::ScratchFolder folder;
+  const fs::path file = folder / "huge.gguf";
   std::ofstream(file, std::ios::binary) << gguf.bytes();
   EXPECT_EQ(error_of([&] { pretrained_config(file); }),
             file.string() + ": the key gemma3.block_count is 1073741824; it must be at most 4096");
