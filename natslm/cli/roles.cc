@@ -5,9 +5,11 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "natslm/base/error.h"
 #include "natslm/cli/command.h"
 #include "natslm/cli/lifetimes_view.h"
 #include "natslm/cli/table.h"
+#include "natslm/models/json_file.h"
 #include "natslm/models/side_car.h"
 
 namespace natslm::cli {
@@ -17,8 +19,12 @@ namespace {
 nlohmann::ordered_json settings_of(const models::SideCar& s) {
   const auto found = s.notes.find("settings");
   if (found == s.notes.end()) return nullptr;
-  auto settings = nlohmann::ordered_json::parse(found->second, nullptr, /*allow_exceptions=*/false);
-  return settings.is_object() ? settings : nlohmann::ordered_json();
+  try {
+    auto settings = models::parse_small_json(found->second);
+    if (settings.is_object()) return settings;
+  } catch (const Error&) {  // shown as any other note
+  }
+  return nullptr;
 }
 
 // Notes are whatever stands in somebody's file: a terminal is not handed what could be a command.

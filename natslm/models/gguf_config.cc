@@ -7,6 +7,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/base/in_quotes.h"
+#include "natslm/models/limits.h"
 
 namespace natslm::models {
 namespace {
@@ -77,6 +78,8 @@ void read_gguf_sizes(GgufFields& fields, Config& c) {
   c.width = fields.integer("embedding_length");
   c.hidden = fields.integer("feed_forward_length");
   c.layers = fields.integer("block_count");
+  NATSLM_CHECK(c.layers <= kMostLayers, "the key ", fields.architecture(), ".block_count is ",
+               c.layers, "; it must be at most ", kMostLayers);
   c.q_heads = fields.integer("attention.head_count");
   c.kv_heads = fields.integer("attention.head_count_kv", c.q_heads);
   NATSLM_CHECK(c.q_heads > 0, "the key ", fields.architecture(), ".attention.head_count is 0");

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/family.h"
 #include "natslm/models/hf_config_writer.h"
+#include "natslm/models/limits.h"
 
 namespace natslm::models {
 namespace {
@@ -23,8 +24,8 @@ void complete(Config& c) {
 
 void read_hf(HfFields& fields, Config& c) {
   c.vocabulary = fields.integer("vocab_size", 50257);
-  c.width = fields.integer("n_embd");
-  c.layers = fields.integer("n_layer");
+  c.width = fields.integer_up_to("n_embd", kMostWidth);
+  c.layers = fields.integer_up_to("n_layer", kMostLayers);
   c.q_heads = c.kv_heads = fields.integer("n_head");
   c.head_dim = c.q_heads > 0 ? c.width / c.q_heads : 0;
   c.hidden = fields.integer("n_inner", 4 * c.width);

@@ -5,6 +5,7 @@
 
 #include "natslm/base/error.h"
 #include "natslm/base/in_quotes.h"
+#include "natslm/models/limits.h"
 
 namespace natslm::models {
 namespace {
@@ -12,6 +13,17 @@ namespace {
 using Json = HfFields::Json;
 
 constexpr int64_t kMost = int64_t{1} << 30;
+
+// Reads partial_rotary_factor, if it is there, into the channels that turn (0: all).
+void read_channels(HfFields& fields, const std::string& path, int32_t head_dim, RopeOptions& rope) {
+  constexpr const char* kName = "partial_rotary_factor";
+  if (!fields.find(kName)) return;
+  const double part = fields.number(kName), channels = part * head_dim;
+  NATSLM_CHECK(part == 1 || (part < 1 && channels >= 1), "the field ", in_quotes(path + kName),
+               " is ", part, "; it must be at most 1 and leave a channel of ", head_dim,
+               " to turn");
+  rope.channels = part == 1 ? 0 : static_cast<int32_t>(channels);
+}
 
 }  // namespace
 
@@ -44,6 +56,11 @@ int32_t HfFields::integer(const std::string& name) {
   if (!value || !value->is_number_integer() || *value < 0 || *value > kMost)
     refuse(name, "a whole number from 0 to 2^30");
   return value->get<int32_t>();
+}
+int32_t HfFields::integer_up_to(const std::string& name, int32_t most) {
+  const int32_t value = integer(name);
+  if (value > most) refuse(name, "at most " + std::to_string(most));
+  return value;
 }
 double HfFields::number(const std::string& name) {
   const Json* value = find(name);
@@ -131,9 +148,9 @@ std::vector<int32_t> end_tokens_from(const Json* json) {
 
 void read_hf_sizes(HfFields& fields, Config& c, bool tied, double epsilon) {
   c.vocabulary = fields.integer("vocab_size");
-  c.width = fields.integer("hidden_size");
+  c.width = fields.integer_up_to("hidden_size", kMostWidth);
   c.hidden = fields.integer("intermediate_size");
-  c.layers = fields.integer("num_hidden_layers");
+  c.layers = fields.integer_up_to("num_hidden_layers", kMostLayers);
   c.q_heads = fields.integer("num_attention_heads");
   c.kv_heads = fields.integer("num_key_value_heads", c.q_heads);
   NATSLM_CHECK(c.q_heads > 0, "the field 'num_attention_heads' is 0");
@@ -151,8 +168,7 @@ RopeOptions read_hf_rope(const Json* json, std::string path, const Config& confi
   // "type" is what rope_type was called first; files that have both agree or rope_type counts.
   const std::string type = fields.text("rope_type", fields.text("type", "default"));
   rope.base = fields.number("rope_theta", rope.base);
-  if (const double part = fields.number("partial_rotary_factor", 0); part != 0)
-    rope.channels = part == 1 ? 0 : static_cast<int32_t>(config.head_dim * part);
+  read_channels(fields, path + ".", config.head_dim, rope);
   const auto from_field = [&] {
     rope.original_context = original_context > 0 ? original_context : config.context;
     const int32_t own = fields.integer("original_max_position_embeddings", 0);
@@ -210,8 +226,7 @@ RopeOptions read_hf_rope(const Json* json, std::string path, const Config& confi
 RopeOptions read_hf_rope(HfFields& fields, const Config& config, double base) {
   RopeOptions rope;
   rope.base = fields.number("rope_theta", base);
-  if (const double part = fields.number("partial_rotary_factor", 1); part != 1)
-    rope.channels = static_cast<int32_t>(config.head_dim * part);
+  read_channels(fields, "", config.head_dim, rope);
   const int32_t original = fields.integer("original_max_position_embeddings", 0);
   const Json *older = fields.find("rope_scaling"), *newer = fields.find("rope_parameters");
   const bool is_newer = !older;

@@ -32,6 +32,7 @@ class HfFields {
 
   // Throw Error naming the field if it is missing or of another kind. Whole numbers are 0 .. 2^30.
   int32_t integer(const std::string& name);
+  int32_t integer_up_to(const std::string& name, int32_t most);
   double number(const std::string& name);
   std::string text(const std::string& name);
   bool flag(const std::string& name, bool missing);

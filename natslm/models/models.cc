@@ -10,9 +10,12 @@
 
 #include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
+#include "natslm/base/in_quotes.h"
 #include "natslm/models/decoder.h"
 #include "natslm/models/family.h"
 #include "natslm/models/gpt.h"
+#include "natslm/models/json_file.h"
+#include "natslm/models/limits.h"
 #include "natslm/models/read_weights.h"
 #include "natslm/models/safetensors.h"
 #include "natslm/models/save_pretrained.h"
@@ -48,10 +51,10 @@ void read_field(const Json& json, const char* name, T& value) {
   NATSLM_CHECK(found != json.end(), "the field '", name, "' is missing");
   if constexpr (std::is_integral_v<T>) {
     NATSLM_CHECK(found->is_number_integer() && *found >= 0 && *found <= int64_t{1} << 30,
-                 "the field '", name, "' is ", found->dump(),
+                 "the field '", name, "' is ", in_quotes(found->dump()),
                  "; it must be a whole number from 0 to 2^30");
   } else {
-    NATSLM_CHECK(found->is_number(), "the field '", name, "' is ", found->dump(),
+    NATSLM_CHECK(found->is_number(), "the field '", name, "' is ", in_quotes(found->dump()),
                  "; it must be a number");
   }
   value = found->get<T>();
@@ -94,7 +97,7 @@ const Architecture& architecture(const std::string& name) {
     if (a.name == name) return a;
     names.push_back(a.name);
   }
-  fail("the architecture '", name, "' is unknown; this build has ", list(names));
+  fail("the architecture ", in_quotes(name), " is unknown; this build has ", list(names));
 }
 
 Config sized(int32_t layers, int32_t width, int32_t vocabulary, int32_t context,
@@ -159,8 +162,8 @@ const Preset& preset(std::string_view name) {
 }
 
 void check(const Config& c) {
-  require("layers", c.layers, 1, 4096);
-  require("width", c.width, 1, 1 << 20);
+  require("layers", c.layers, 1, kMostLayers);
+  require("width", c.width, 1, kMostWidth);
   require("kv_heads", c.kv_heads, 1, 4096);
   require("q_heads", c.q_heads, 1, 4096);
   NATSLM_CHECK(c.q_heads % c.kv_heads == 0, "q_heads ", c.q_heads, " is no multiple of kv_heads ",
@@ -228,9 +231,7 @@ Config load_config(const fs::path& folder) {
   NATSLM_CHECK(fs::is_directory(folder), folder.string(),
                " is no folder; a model is a folder with ", kConfigFile, " and ", kWeightFile);
   const fs::path file = folder / kConfigFile;
-  const Json json = Json::parse(read_file(file), nullptr, /*allow_exceptions=*/false);
-  NATSLM_CHECK(!json.is_discarded(), file.string(), ": not valid JSON; the file is damaged");
-  return config_from_json(json, file.string());
+  return config_from_json(read_json_file(file), file.string());
 }
 
 namespace {

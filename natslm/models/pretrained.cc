@@ -10,12 +10,12 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "natslm/base/atomic_file.h"
 #include "natslm/base/error.h"
 #include "natslm/base/in_quotes.h"
 #include "natslm/base/weight_files.h"
 #include "natslm/models/decoder.h"
 #include "natslm/models/family.h"
+#include "natslm/models/json_file.h"
 #include "natslm/models/models.h"
 #include "natslm/models/read_weights.h"
 
@@ -86,12 +86,6 @@ void ignore_what_changes_nothing(HfFields& fields) {
                       "cross_attention_hidden_size", "pruned_heads", "tie_encoder_decoder"});
 }
 
-Json read_json(const fs::path& file) {
-  Json json = Json::parse(read_file(file), nullptr, /*allow_exceptions=*/false);
-  NATSLM_CHECK(!json.is_discarded(), file.string(), ": not valid JSON; the file is damaged");
-  return json;
-}
-
 Config config_from_gguf(const GgufFile& file) {
   try {
     GgufFields fields(file);
@@ -113,7 +107,7 @@ Config config_from_gguf(const GgufFile& file) {
 void read_generation_config(const fs::path& folder, Config& config) {
   const fs::path file = folder / "generation_config.json";
   if (!fs::exists(file)) return;
-  const Json json = read_json(file);
+  const Json json = read_json_file(file);
   if (!json.is_object() || !json.contains("eos_token_id") || json["eos_token_id"].is_null()) return;
   try {
     for (const int32_t id : end_tokens_from(&json["eos_token_id"])) {
@@ -237,7 +231,7 @@ bool is_pretrained(const fs::path& path) {
   std::error_code error;
   if (path.extension() == ".gguf") return true;
   if (!fs::exists(path / kConfigFile, error)) return false;
-  const Json json = Json::parse(read_file(path / kConfigFile), nullptr, false);
+  const Json json = read_json_file(path / kConfigFile);
   return json.is_object() && json.contains("model_type") && !json.contains("architecture");
 }
 
@@ -259,7 +253,7 @@ Config config_from_hf(const Json& json, std::string_view where) {
 
 Config pretrained_config(const fs::path& path) {
   if (path.extension() == ".gguf") return config_from_gguf(GgufFile::open(path));
-  Config config = config_from_hf(read_json(path / kConfigFile), (path / kConfigFile).string());
+  Config config = config_from_hf(read_json_file(path / kConfigFile), (path / kConfigFile).string());
   read_generation_config(path, config);
   return config;
 }

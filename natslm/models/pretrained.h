@@ -25,7 +25,7 @@ struct PretrainedOptions {
   uint64_t seed = 0;
 };
 
-// Whether `path` is a GGUF file or a folder with a config.json of Hugging Face's ("model_type").
+// Whether `path` is a GGUF file or a folder with Hugging Face's config.json, or throws if damaged.
 bool is_pretrained(const std::filesystem::path& path);
 
 // Throws Error naming file, field or tensor, what was found and what was expected: for a family or

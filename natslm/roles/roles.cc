@@ -4,6 +4,7 @@
 #include <array>
 
 #include "natslm/base/error.h"
+#include "natslm/base/in_quotes.h"
 
 namespace natslm::roles {
 namespace {
@@ -21,7 +22,7 @@ RoleSet role_set_from(std::string_view name) {
   for (size_t i = 0; i < kNames.size(); ++i) {
     if (kNames[i] == name) return kSets[i];
   }
-  fail("roles '", name, "' are unknown; choose one of ", list(kNames));
+  fail("roles ", in_quotes(name), " are unknown; choose one of ", list(kNames));
 }
 
 void check(const Options& options) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "natslm/models/side_car.h"
 #include "tests/cli/command_test.h"
 #include "tests/cli/program.h"
 #include "tests/cli/random_model.h"
@@ -135,6 +136,12 @@ TEST_F(Finetune, ShowPrintsWhatTheFileSaysOfItself) {
   EXPECT_EQ(s["settings"]["lr"], 0.02);
   EXPECT_EQ(s["window"], 8);
   EXPECT_EQ(s["numbers"], 2 * 3 * 2 * 32);
+  // A file of somebody who means harm: to print so many levels would overflow the stack.
+  models::SideCar hostile = models::read_side_car(path("s.safetensors"));
+  hostile.notes["settings"] =
+      "{\"lr\":" + std::string(200'000, '[') + std::string(200'000, ']') + "}";
+  models::write_side_car(path("hostile.safetensors"), hostile);
+  EXPECT_EQ(run_program({"roles", "show", path("hostile.safetensors")}).exit_code, 0);
   expect_error(run_program({"roles", "show", path("model/model.safetensors")}), 1,
                "this is no role side-car");
   expect_error(run_program({"roles", "show", path("text.txt")}), 1, "text.txt");

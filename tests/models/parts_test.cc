@@ -152,7 +152,7 @@ TEST(Config, ErrorsNameFileFieldAndValue) {
     return error_of([&] { config_from_json(json, "folder/config.json"); });
   };
   EXPECT_EQ(with("width", nullptr), "folder/config.json: the field 'width' is missing");
-  EXPECT_NE(with("width", "wide").find("the field 'width' is \"wide\""), std::string::npos);
+  EXPECT_NE(with("width", "wide").find("the field 'width' is '\"wide\"'"), std::string::npos);
   EXPECT_NE(with("width", 1.5).find("whole number"), std::string::npos);
   EXPECT_NE(with("width", -4).find("whole number"), std::string::npos);
   EXPECT_NE(with("kv_heads", 4).find("q_heads 2 is no multiple of kv_heads 4"), std::string::npos)
@@ -162,6 +162,10 @@ TEST(Config, ErrorsNameFileFieldAndValue) {
   EXPECT_NE(with("architecture", "rnn").find("this build has gpt"), std::string::npos);
   EXPECT_NE(with("roles", {{"set", "xyz"}}).find("dense, gls, gs, gl"), std::string::npos);
   EXPECT_NE(with("roles", 3).find("'roles' must be an object"), std::string::npos);
+  // Whatever a file says, messages are short and of one line.
+  EXPECT_NE(with("architecture", "g\npt").find("'g\\x0apt' is unknown"), std::string::npos);
+  EXPECT_NE(with("roles", {{"set", "g\nls"}}).find("'g\\x0als' are unknown"), std::string::npos);
+  EXPECT_LT(with("width", std::string(1000, 'x')).size(), 300);
 }
 
 class ModelFolder : public ::testing::Test {
@@ -236,6 +240,9 @@ TEST_F(ModelFolder, RefusesADamagedConfig) {
   std::ofstream(folder_ / "config.json") << "{\"layers\": 1";
   EXPECT_NE(load_error().find("not valid JSON"), std::string::npos) << load_error();
   EXPECT_EQ(load_error().find('\n'), std::string::npos);
+  std::ofstream(folder_ / "config.json")
+      << "{\"architecture\": " << std::string(200'000, '[') << std::string(200'000, ']') << "}";
+  EXPECT_NE(load_error().find("config.json: nests more than"), std::string::npos) << load_error();
 }
 
 }  // namespace

@@ -18,7 +18,9 @@
 #include "tests/models/golden_models.h"
 #include "tests/models/through_cache.h"
 #include "tests/support/error_of.h"
+#include "tests/support/gguf_builder.h"
 #include "tests/support/one_thread.h"
+#include "tests/support/scratch_folder.h"
 
 namespace natslm::models {
 namespace {
@@ -196,6 +198,53 @@ TEST(Pretrained, RefusesWhatItDoesNotUnderstandByName) {
   expect("layers.1", [](Json& c) { c["num_hidden_layers"] = 1; });
   expect("expected", [](Json& c) { c["intermediate_size"] = 40; });
   expect("kv_heads", [](Json& c) { c["num_key_value_heads"] = 3; });
+  for (const double part : {-1.0, 0.0, 1e-9, 1.5, 1e300}) {
+    expect("'partial_rotary_factor'", [&](Json& c) { c["partial_rotary_factor"] = part; });
+    expect("'rope_parameters.partial_rotary_factor'",
+           [&](Json& c) { c["rope_parameters"]["partial_rotary_factor"] = part; });
+  }
+  const std::string deep = std::string(200'000, '[') + std::string(200'000, ']');
+  const fs::path folder = write_folder(base);
+  std::ofstream(folder / "config.json") << "{\"model_type\": \"llama\", \"x\": " << deep << "}";
+  EXPECT_NE(error_of([&] { open_pretrained(folder); }).find("nests more than"), std::string::npos);
+}
+
+// Readers make tables of every layer and derive sizes from others before anybody checks the whole.
+TEST(Pretrained, RefusesSizesThatNoModelHasBeforeTheyCostMemory) {
+  constexpr int32_t kHuge = 1 << 30;
+  const auto refusal = [](Json config, const char* field, int32_t value) {
+    if (config["model_type"] == "gemma3_text") config.erase("layer_types");
+    config[field] = value;
+    return error_of([&] { config_from_hf(config, "x"); });
+  };
+  for (const Json& c : cases()) {
+    const Json& config = c["config"];
+    const bool gpt2 = config["model_type"] == "gpt2";
+    const char* layers = gpt2 ? "n_layer" : "num_hidden_layers";
+    const char* width = gpt2 ? "n_embd" : "hidden_size";
+    EXPECT_EQ(refusal(config, layers, kHuge), std::string("x: the field '") + layers +
+                                                  "' is '1073741824'; it must be at most 4096");
+    EXPECT_EQ(refusal(config, width, kHuge), std::string("x: the field '") + width +
+                                                 "' is '1073741824'; it must be at most 1048576");
+  }
+
+  GgufBuilder gguf;
+  const auto number = [&](const std::string& key, uint32_t value) {
+    gguf.value("gemma3." + key, GgufFile::ValueType::kU32, raw(value));
+  };
+  gguf.value("general.architecture", GgufFile::ValueType::kString, raw("gemma3"));
+  number("block_count", kHuge);
+  for (const char* key : {"embedding_length", "feed_forward_length", "attention.head_count",
+                          "context_length", "attention.sliding_window"})
+    number(key, 8);
+  gguf.value("gemma3.attention.layer_norm_rms_epsilon", GgufFile::ValueType::kF32, raw(1e-6f));
+  gguf.tensor({"token_embd.weight", {8, 8}, 0, 0});
+  gguf.data.resize(8 * 8 * sizeof(float));
+  const test::ScratchFolder folder;
+  const fs::path file = folder / "huge.gguf";
+  std::ofstream(file, std::ios::binary) << gguf.bytes();
+  EXPECT_EQ(error_of([&] { pretrained_config(file); }),
+            file.string() + ": the key gemma3.block_count is 1073741824; it must be at most 4096");
 }
 
 }  // namespace
