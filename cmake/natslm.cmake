@@ -19,7 +19,10 @@ if(NATSLM_CCACHE)
 endif()
 find_program(NATSLM_MOLD mold)
 if(NATSLM_MOLD)
-  add_link_options(-fuse-ld=mold)
+  # Without pages of its own for code, mold 1.10 may begin what is write-protected after loading
+  # (RELRO) with a thread-local variable of LibTorch's headers in the gap before its page, one
+  # program in some hundred: "cannot apply additional memory protection after relocation".
+  add_link_options(-fuse-ld=mold -Wl,-z,separate-code)
 endif()
 
 add_library(natslm_warnings INTERFACE)
