@@ -15,6 +15,7 @@
 
 #include "natslm/base/counter_rng.h"
 #include "natslm/base/error.h"
+#include "natslm/base/in_quotes.h"
 #include "natslm/models/safetensors.h"
 
 namespace natslm::models {
@@ -58,8 +59,8 @@ std::vector<float> numbers_of(const std::string& text, const char* field) {
   for (std::string word; in >> word;) {
     char* end = nullptr;
     values.push_back(std::strtof(word.c_str(), &end));
-    NATSLM_CHECK(*end == 0 && std::isfinite(values.back()), "the metadata field ", field,
-                 " holds '", word, "', which is no number");
+    NATSLM_CHECK(*end == 0 && std::isfinite(values.back()), "the metadata field ", field, " holds ",
+                 in_quotes(word), ", which is no number");
   }
   return values;
 }
@@ -68,7 +69,7 @@ int32_t integer_of(const std::string& text, const char* field) {
   char* end = nullptr;
   const long value = std::strtol(text.c_str(), &end, 10);
   NATSLM_CHECK(!text.empty() && *end == 0 && value >= 0 && value <= 1 << 28, "the metadata field ",
-               field, " holds '", text, "'; expected a whole number from 0 to 268435456");
+               field, " holds ", in_quotes(text), "; expected a whole number from 0 to 268435456");
   return static_cast<int32_t>(value);
 }
 
@@ -90,12 +91,12 @@ SideCar read(const std::filesystem::path& path) {
     return value;
   };
   const std::string format = take("format");
-  NATSLM_CHECK(format == kFormat, "the format is '", format, "', expected '", kFormat,
+  NATSLM_CHECK(format == kFormat, "the format is ", in_quotes(format), ", expected '", kFormat,
                "': this is no role side-car, or one of another version");
   SideCar s;
   s.method = take("method");
-  NATSLM_CHECK(s.method == "roles" || s.method == "adapter", "the method is '", s.method,
-               "'; this program knows roles and adapter");
+  NATSLM_CHECK(s.method == "roles" || s.method == "adapter", "the method is ", in_quotes(s.method),
+               "; this program knows roles and adapter");
   s.model = take("model");
   s.identity = take("identity");
   if (s.method == "roles") {
@@ -115,11 +116,12 @@ SideCar read(const std::filesystem::path& path) {
   s.notes = metadata;
   for (const auto& entry : file.entries()) {
     NATSLM_CHECK(s.method == "roles" ? is_score_layer(entry.name) : is_adapter(entry.name),
-                 "the tensor ", entry.name, " is not what the method ", s.method, " learns");
+                 "the tensor ", in_quotes(entry.name), " is not what the method ", s.method,
+                 " learns");
     const Tensor values = file.tensor(entry.name);
     NATSLM_CHECK(values.is_floating_point() && values.dim() == 2 &&
                      at::isfinite(values.to(at::kFloat)).all().item<bool>(),
-                 "the tensor ", entry.name, " is no matrix of finite numbers");
+                 "the tensor ", in_quotes(entry.name), " is no matrix of finite numbers");
     s.tensors.emplace_back(entry.name, values);
   }
   NATSLM_CHECK(!s.tensors.empty(), "there is no tensor in it");
@@ -130,7 +132,7 @@ void attach_roles(Model& model, const SideCar& side_car) {
   std::set<std::string> filled;
   for (const auto& [name, values] : side_car.tensors) {
     const Tensor target = parameter(model, name);
-    NATSLM_CHECK(target.defined(), "the model has no score layer ", name);
+    NATSLM_CHECK(target.defined(), "the model has no score layer ", in_quotes(name));
     NATSLM_CHECK(target.sizes() == values.sizes(), "the tensor ", name, " is ", values.sizes(),
                  ", the model's is ", target.sizes());
     Tensor(target).copy_(values);
@@ -149,14 +151,14 @@ void attach_adapters(Model& model, const SideCar& side_car) {
     const std::string prefix = name.substr(0, name.size() - std::strlen("adapter_up.weight"));
     const auto down = std::ranges::find(side_car.tensors, prefix + "adapter_down.weight",
                                         &NamedTensors::value_type::first);
-    NATSLM_CHECK(down != side_car.tensors.end(), "the tensor ", prefix,
-                 "adapter_down.weight is missing");
+    NATSLM_CHECK(down != side_car.tensors.end(), "the tensor ",
+                 in_quotes(prefix + "adapter_down.weight"), " is missing");
     const Tensor out = parameter(model, prefix + "out.weight");
     const Tensor& of_down = down->second;
     NATSLM_CHECK(out.defined() && up.size(0) == out.size(0) && of_down.size(1) == out.size(1) &&
                      up.size(1) == of_down.size(0),
-                 "the tensors ", prefix, "adapter_{down,up}.weight are ", of_down.sizes(), " and ",
-                 up.sizes(), ", which does not fit the model");
+                 "the tensors ", in_quotes(prefix + "adapter_{down,up}.weight"), " are ",
+                 of_down.sizes(), " and ", up.sizes(), ", which does not fit the model");
     const Tensor change =
         at::mm(up.to(out.device(), at::kFloat), of_down.to(out.device(), at::kFloat));
     Tensor(out).copy_(out.to(at::kFloat) + change);
@@ -234,10 +236,11 @@ SideCar read_side_car(const std::filesystem::path& path) {
 void attach(Model& model, const SideCar& side_car, const std::string& where) {
   const c10::NoGradGuard no_grad;
   const std::string mine = identity(model), described = describe(model.config());
-  NATSLM_CHECK(side_car.model == described, where, " was made for a model with ", side_car.model,
-               "; this one is ", described, ": make one for it with nats-lm finetune");
+  NATSLM_CHECK(side_car.model == described, where, " was made for a model with ",
+               in_quotes(side_car.model), "; this one is ", described,
+               ": make one for it with nats-lm finetune");
   NATSLM_CHECK(side_car.identity == mine, where, " was made for another model of the same sizes (",
-               side_car.identity, ", this one is ", mine,
+               in_quotes(side_car.identity), ", this one is ", mine,
                "): make one for it with nats-lm finetune");
   try {
     if (side_car.method == "adapter") {

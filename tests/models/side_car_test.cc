@@ -145,8 +145,12 @@ TEST(SideCar, AFileThatIsNoneOrIsDamagedIsAnErrorThatNamesIt) {
   refused("finite");
   with([](SideCar& s) { s.tensors.clear(); });
   refused("no tensor");
+  with([](SideCar& s) { s.tensors[0].first = "a\nb"; });
+  refused("'a\\x0ab'");
   with([](SideCar& s) { s.method = "magic"; });
   refused("magic");
+  with([](SideCar& s) { s.method = "ma\ngic"; });
+  refused("'ma\\x0agic'");
   with([](SideCar& s) { s.roles.window = -3; });
   refused("window");
   with([](SideCar& s) { s.calibration = {.bias = {1, 0}, .kv_end = {0.5f, 0.2f}}; });
