@@ -151,7 +151,7 @@ TEST_F(Finetune, ShowPrintsWhatTheFileSaysOfItself) {
 TEST_F(Finetune, ASideCarOfAnotherModelIsRefused) {
   ASSERT_EQ(run_program(small_run("b.safetensors", {{"--steps", "1"}})).exit_code, 0);
   expect_error(eval("deeper", {"--roles", path("b.safetensors")}), 1,
-               "b.safetensors was made for a model with gpt, 2 layers");
+               "b.safetensors was made for a model with 'gpt, 2 layers");
   expect_error(eval("same-sizes", {"--roles", path("b.safetensors")}), 1,
                "made for another model of the same sizes");
   expect_error(eval("model", {"--roles", path("text.txt")}), 1, "text.txt");
