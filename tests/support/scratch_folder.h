@@ -1,4 +1,4 @@
-// A folder of its own under the system's temporary folder, removed with the object.
+// A folder of its own, removed with the object.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -11,10 +11,18 @@
 
 namespace natslm::test {
 
+// For files that are written again and again: in memory where there is such a folder, which is
+// several times as fast.
+inline std::filesystem::path memory_folder() {
+  const std::filesystem::path memory = "/dev/shm";
+  return std::filesystem::is_directory(memory) ? memory : std::filesystem::temp_directory_path();
+}
+
 class ScratchFolder {
  public:
-  ScratchFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "natslm-test-XXXXXX").string();
+  explicit ScratchFolder(
+      const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "natslm-test-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder: " + name);
     path_ = name;
   }
