@@ -44,16 +44,16 @@ class ListPlan {
     if (keys_.mass || !sort_reads(positions, true)) sort_reads(positions, false);
     const auto n = std::ssize(positions);
     int64_t fewer = n;
-    if (!in_place_.empty()) {
+    if (!reads_.in_place.empty()) {
       const int32_t furthest =
-          std::max(rotary_positions_ - 1, *std::ranges::max_element(query_position_));
-      const int64_t excess = positions.back() - keys_.position[in_place_[0]] - furthest;
+          std::max(rotary_positions_ - 1, *std::ranges::max_element(reads_.query_position));
+      const int64_t excess = positions.back() - keys_.position[reads_.in_place[0]] - furthest;
       if (excess > 0) {
         fewer = std::max<int64_t>(1, n - excess);
         sort_reads(positions.first(fewer), true);
       }
     }
-    queries_.assign(positions.begin(), positions.begin() + fewer);
+    reads_.queries.assign(positions.begin(), positions.begin() + fewer);
     return static_cast<int32_t>(fewer);
   }
 
@@ -68,28 +68,22 @@ class ListPlan {
         !same(keys_.last, other.keys_.last)) {
       return false;
     }
-    moved_key_ = other.moved_key_;
-    moved_position_ = other.moved_position_;
-    moved_begin_ = other.moved_begin_;
-    in_place_ = other.in_place_;
-    in_place_last_ = other.in_place_last_;
-    queries_ = other.queries_;
-    query_position_ = other.query_position_;
+    reads_ = other.reads_;
     return true;
   }
 
   const CachedKeys& keys() const { return keys_; }
-  int64_t copies() const { return std::ssize(in_place_) + std::ssize(moved_key_); }
+  int64_t copies() const { return std::ssize(reads_.in_place) + std::ssize(reads_.moved_key); }
   // Stored keys that some query sees in place, by position.
-  const std::vector<int32_t>& in_place() const { return in_place_; }
-  int32_t in_place_last(int32_t key) const { return in_place_last_[key]; }
+  const std::vector<int32_t>& in_place() const { return reads_.in_place; }
+  int32_t in_place_last(int32_t key) const { return reads_.in_place_last[key]; }
   // Stored keys that are moved, query after query: those of query m are [begin[m], begin[m + 1]).
-  const std::vector<int32_t>& moved_key() const { return moved_key_; }
-  const std::vector<int32_t>& moved_position() const { return moved_position_; }
-  const std::vector<int32_t>& moved_begin() const { return moved_begin_; }
+  const std::vector<int32_t>& moved_key() const { return reads_.moved_key; }
+  const std::vector<int32_t>& moved_position() const { return reads_.moved_position; }
+  const std::vector<int32_t>& moved_begin() const { return reads_.moved_begin; }
   // Of each query: in the text, and as the policy says.
-  const std::vector<int32_t>& queries() const { return queries_; }
-  const std::vector<int32_t>& query_position() const { return query_position_; }
+  const std::vector<int32_t>& queries() const { return reads_.queries; }
+  const std::vector<int32_t>& query_position() const { return reads_.query_position; }
 
  private:
   void sort_keys() {
@@ -102,12 +96,12 @@ class ListPlan {
   // Sorts what the queries read into the two parts. False if some key is in place again for a query
   // after one that saw it elsewhere, which a lifetime cannot say; without `in_place` all are moved.
   bool sort_reads(std::span<const int32_t> positions, bool in_place) {
-    moved_key_.clear();
-    moved_position_.clear();
-    moved_begin_ = {0};
-    in_place_.clear();
-    in_place_last_.assign(keys_.count, -1);
-    query_position_.clear();
+    reads_.moved_key.clear();
+    reads_.moved_position.clear();
+    reads_.moved_begin = {0};
+    reads_.in_place.clear();
+    reads_.in_place_last.assign(keys_.count, -1);
+    reads_.query_position.clear();
     std::vector<bool> has_moved(keys_.count, false);
     std::vector<int32_t> read;
     for (const int32_t i : positions) {
@@ -122,18 +116,18 @@ class ListPlan {
         const int32_t to = policy_.key_position(rank, live, from);
         if (in_place && int64_t{query} - to == int64_t{i} - from) {
           if (has_moved[j]) return false;
-          in_place_last_[j] = i;
+          reads_.in_place_last[j] = i;
         } else {
           has_moved[j] = true;
-          moved_key_.push_back(j);
-          moved_position_.push_back(to);
+          reads_.moved_key.push_back(j);
+          reads_.moved_position.push_back(to);
         }
       }
-      moved_begin_.push_back(static_cast<int32_t>(moved_key_.size()));
-      query_position_.push_back(query);
+      reads_.moved_begin.push_back(static_cast<int32_t>(reads_.moved_key.size()));
+      reads_.query_position.push_back(query);
     }
     for (const int32_t j : order_) {
-      if (in_place_last_[j] >= 0) in_place_.push_back(j);
+      if (reads_.in_place_last[j] >= 0) reads_.in_place.push_back(j);
     }
     return true;
   }
@@ -142,10 +136,12 @@ class ListPlan {
   int32_t rotary_positions_;
   CachedKeys keys_;
   std::vector<int32_t> order_;  // stored keys by position
-  std::vector<int32_t> moved_key_, moved_position_, moved_begin_;
-  std::vector<int32_t> in_place_;
-  std::vector<int32_t> in_place_last_;  // [count] the last query that does; -1: none
-  std::vector<int32_t> queries_, query_position_;
+  struct Reads {
+    std::vector<int32_t> moved_key, moved_position, moved_begin;
+    std::vector<int32_t> in_place;
+    std::vector<int32_t> in_place_last;  // [count] the last query that does; -1: none
+    std::vector<int32_t> queries, query_position;
+  } reads_;
 };
 
 // Some queries of some lists, done together.
