@@ -28,6 +28,10 @@ struct Shape {
   std::vector<int32_t> windows;  // [layers] or empty
 
   int32_t window(int32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
+  // Of a key and its value in one KV head.
+  int64_t key_bytes() const {
+    return 2 * int64_t{head_dim} * static_cast<int64_t>(c10::elementSize(dtype));
+  }
 };
 
 // Rotates x [n, H, D] to the positions [n] (int32); the model supplies it. Rotary: the product of a

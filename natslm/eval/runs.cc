@@ -19,8 +19,9 @@ int64_t sequences_for(const models::Model& model, const PerplexityOptions& optio
   const models::Config& c = model.config();
   const Limits& limits = model.device().is_cuda() ? kOnGpu : kOnCpu;
   const int64_t context = options.context > 0 ? options.context : c.context;
-  const int64_t number_bytes = options.cache_dtype == at::kBFloat16 ? 2 : 4;
-  const int64_t kv_bytes = 2 * number_bytes * context * c.layers * c.kv_heads * c.head_dim;
+  const cache::Shape shape =
+      model.cache_shape(options.cache_dtype == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+  const int64_t kv_bytes = context * c.layers * c.kv_heads * shape.key_bytes();
   const int64_t rows = std::min(limits.step_rows, limits.step_logits / std::max(1, c.vocabulary));
   return std::max<int64_t>(1, std::min(rows / std::max(1, options.prefill_chunk),
                                        limits.kv_bytes / std::max<int64_t>(1, kv_bytes)));

@@ -19,9 +19,8 @@
 namespace natslm::policies {
 
 int64_t keys_in(double mebibytes, const cache::Shape& shape) {
-  const double bytes_of_key =
-      2.0 * shape.head_dim * static_cast<double>(c10::elementSize(shape.dtype));
-  const double keys = std::floor(mebibytes * 1048576 / bytes_of_key);
+  const int64_t bytes_of_key = shape.key_bytes();
+  const double keys = std::floor(mebibytes * 1048576 / static_cast<double>(bytes_of_key));
   NATSLM_CHECK(keys >= 1 && keys <= kMaxPosition, "a cache of ", mebibytes, " MiB holds ", keys,
                " keys of ", bytes_of_key, " bytes each; give room for 1 to ", kMaxPosition);
   return static_cast<int64_t>(keys);
