@@ -2,7 +2,7 @@
 // at a time, it leaves no tensor of tokens x vocabulary anywhere.
 //
 //   loss_r = log(sum_v exp(logits[r][v])) - logits[r][target_r]
-//   logits[r][v] <- weight * (softmax(logits[r])[v] - [v = target_r])
+//   logits[r][v] <- weight * weights_r * (softmax(logits[r])[v] - [v = target_r])
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -25,6 +25,7 @@ struct CrossEntropy {
   float* loss = nullptr;             // [rows]
   bool gradient = true;  // false: logits stay; true: overwritten, zeros beyond the vocabulary
   float weight = 1;
+  const float* weights = nullptr;  // [rows]; null: 1
 };
 
 namespace reference {

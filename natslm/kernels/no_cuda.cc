@@ -6,6 +6,7 @@
 #include "natslm/kernels/checks.h"
 #include "natslm/kernels/cross_entropy.h"
 #include "natslm/kernels/fused_norm.h"
+#include "natslm/kernels/gated.h"
 #include "natslm/kernels/gelu.h"
 #include "natslm/kernels/page_moves.h"
 #include "natslm/kernels/rotary.h"
@@ -70,6 +71,8 @@ NATSLM_WITHOUT_CUDA(PageGather)
 
 NATSLM_WITHOUT_CUDA("norm", NormForward)
 NATSLM_WITHOUT_CUDA("norm", NormBackward)
+NATSLM_WITHOUT_CUDA("gated", GatedForward)
+NATSLM_WITHOUT_CUDA("gated", GatedBackward)
 NATSLM_WITHOUT_CUDA("gelu", GeluForward)
 NATSLM_WITHOUT_CUDA("gelu", GeluBackward)
 NATSLM_WITHOUT_CUDA("rotary", RotaryForward)

@@ -24,11 +24,23 @@
 #include "natslm/models/init.h"
 #include "natslm/models/models.h"
 #include "natslm/models/recompute.h"
+#include "natslm/ops/fused_layers.h"
 #include "natslm/ops/linear.h"
 
 namespace natslm::models {
 
 using at::Tensor;
+
+namespace {
+
+kernels::GateActivation gate_activation(Activation activation) {
+  using enum kernels::GateActivation;
+  return activation == Activation::kSilu   ? kSilu
+         : activation == Activation::kGelu ? kGelu
+                                           : kGeluTanh;
+}
+
+}  // namespace
 
 void check_blocks(const Config& config) {
   const BlockOptions& o = config.blocks;
@@ -187,7 +199,7 @@ Tensor Decoder::post_norm(Tensor x, const Norm& norm) const {
   return norm.weight.defined() ? this->norm(x.to(at::kFloat), norm) : std::move(x);
 }
 
-Tensor Decoder::feed_forward(const Tensor& x, const Layer& layer) const {
+Tensor Decoder::feed_forward(const Tensor& x, const Layer& layer, bool fused) const {
   const BlockOptions& o = config_.blocks;
   const auto activation = [&](const Tensor& h) {
     return o.activation == Activation::kSilu   ? at::silu(h)
@@ -196,7 +208,8 @@ Tensor Decoder::feed_forward(const Tensor& x, const Layer& layer) const {
   };
   const Tensor in = ops::linear(x, layer.mlp_in, layer.mlp_in_bias);
   const int64_t hidden = config_.hidden;
-  const Tensor inner = o.gated
+  const Tensor inner = o.gated && fused ? ops::gated_activation(in, gate_activation(o.activation))
+                       : o.gated
                            ? activation(in.narrow(-1, 0, hidden)) * in.narrow(-1, hidden, hidden)
                            : activation(in);
   return ops::linear(inner, layer.mlp_out, layer.mlp_out_bias);
@@ -215,13 +228,39 @@ Tensor Decoder::output(const Tensor& hidden) const {
   return cap == 0 ? raw : at::tanh(raw / cap) * cap;
 }
 
+Tensor Decoder::output_matrix() const {
+  return config_.blocks.logit_soft_cap == 0 ? output_ : Tensor();
+}
+
+bool Decoder::fuses(const TrainingInput& input) const {
+  if (!input.fused.value_or(!device().is_cpu())) return false;
+  const Layer& layer = layers_.front();
+  const at::ScalarType type = layer.mlp_in.scalar_type();
+  const bool frozen = !layer.mlp_in.requires_grad() && !layer.mlp_norm.weight.requires_grad();
+  const bool fits = device().is_cpu() || (type == at::kBFloat16 && config_.width % 8 == 0 &&
+                                          config_.width <= 8192 && config_.hidden % 8 == 0);
+  return frozen && fits && !config_.blocks.norm_bias && !config_.blocks.post_norms;
+}
+
 Tensor Decoder::layer_forward(int32_t index, const Tensor& in, const TrainingInput& input,
                               RoleTally& tally) const {
   const Layer& layer = layers_[index];
+  if (fuses(input)) {
+    const at::ScalarType type = layer.mlp_in.scalar_type();
+    const ops::NormOptions options = {.epsilon = config_.norm_epsilon,
+                                      .centered = config_.blocks.norm == NormKind::kLayer};
+    const ops::SumAndNorm first = ops::add_norm(in, {}, layer.attention_norm.weight, options, type);
+    const Tensor attended =
+        attention_block(first.y, layer.attention, config_, rotary(index), index, input, tally);
+    const ops::SumAndNorm second =
+        ops::add_norm(first.sum, attended.to(type), layer.mlp_norm.weight, options, type);
+    return second.sum + feed_forward(second.y, layer, /*fused=*/true);
+  }
   const Tensor attended = attention_block(norm(in, layer.attention_norm), layer.attention, config_,
                                           rotary(index), index, input, tally);
   const Tensor x = in + post_norm(attended, layer.attention_post_norm);
-  return x + post_norm(feed_forward(norm(x, layer.mlp_norm), layer), layer.mlp_post_norm);
+  return x + post_norm(feed_forward(norm(x, layer.mlp_norm), layer, /*fused=*/false),
+                       layer.mlp_post_norm);
 }
 
 TrainingOutput Decoder::forward(const TrainingInput& input) {
@@ -274,7 +313,8 @@ Tensor Decoder::step(const StepInput& input, cache::KvCache& cache) {
     const Tensor attended = attention_step(norm(x, layer.attention_norm), layer.attention, config_,
                                            rotary(i), i, input.step, cache);
     x = x + post_norm(attended, layer.attention_post_norm);
-    x = x + post_norm(feed_forward(norm(x, layer.mlp_norm), layer), layer.mlp_post_norm);
+    x = x + post_norm(feed_forward(norm(x, layer.mlp_norm), layer, /*fused=*/false),
+                      layer.mlp_post_norm);
   }
   cache.finish_step(input.step);
   if (input.last_row_only) x = x.index_select(0, last_rows(input.step).to(x.device()));

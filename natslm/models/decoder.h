@@ -46,6 +46,7 @@ class Decoder : public Model {
   void to(c10::Device device) override;
   TrainingOutput forward(const TrainingInput& input) override;
   at::Tensor output(const at::Tensor& hidden) const override;
+  at::Tensor output_matrix() const override;
   void add_adapters(int64_t rank, uint64_t seed) override;
   at::Tensor step(const StepInput& input, cache::KvCache& cache) override;
 
@@ -66,13 +67,16 @@ class Decoder : public Model {
 
   at::Tensor norm(const at::Tensor& x, const Norm& norm) const;
   at::Tensor post_norm(at::Tensor x, const Norm& norm) const;
-  at::Tensor feed_forward(const at::Tensor& x, const Layer& layer) const;
+  // fused: with ops::gated_activation.
+  at::Tensor feed_forward(const at::Tensor& x, const Layer& layer, bool fused) const;
   // tokens of any shape, positions likewise (undefined where no position is embedded) -> [..,
   // width]
   at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions) const;
   // One layer of a training pass: x [B, T, width] -> the same; its roles go to the tally.
   at::Tensor layer_forward(int32_t index, const at::Tensor& x, const TrainingInput& input,
                            RoleTally& tally) const;
+  // Whether norms and activations of a training pass are ops/fused_layers.h's.
+  bool fuses(const TrainingInput& input) const;
   const Rotary& rotary(int32_t layer) const;
 
   std::vector<Rotary> rotary_;

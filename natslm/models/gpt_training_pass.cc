@@ -227,8 +227,8 @@ class GptTrainingPass : public TrainingPass {
 
     mark("norms");
     Tensor dx = at::empty_like(last.sum);
-    Tensor dbranch = norm_backward(last, weights_.final_norm, dlast, dx, /*add=*/false, *want,
-                                   final_norm_gradient_);
+    Tensor dbranch =
+        norm_backward(last, weights_.final_norm, dlast, {}, dx, *want, final_norm_gradient_);
     dlast = Tensor();
     for (int32_t i = c_.layers - 1; i >= 0; --i) {
       dbranch = backward(i, kept.back(), dx, dbranch, input, learn_roles, *want);
@@ -342,9 +342,9 @@ class GptTrainingPass : public TrainingPass {
   }
 
   Tensor norm_backward(const ops::Normed& norm, const Tensor& weight, const Tensor& dy,
-                       const Tensor& dx, bool add, const PassGradients& want,
+                       const Tensor& dsum, const Tensor& dx, const PassGradients& want,
                        const Tensor& dweight) const {
-    return ops::norm_backward(norm, weight.detach(), norm_options(), dy, dx, add,
+    return ops::norm_backward(norm, weight.detach(), norm_options(), dy, dsum, dx,
                               want.weights ? dweight : Tensor(), want.accumulate);
   }
 
@@ -367,8 +367,8 @@ class GptTrainingPass : public TrainingPass {
     weight_gradient(g.mlp_in, dhidden, k.mlp_norm.y);
     const Tensor dmlp = at::mm(dhidden, m.mlp_in);
     mark("norms");
-    dbranch = norm_backward(k.mlp_norm, weights.mlp_norm, dmlp, dx, /*add=*/true, want,
-                            mlp_norm_gradients_[i]);
+    dbranch =
+        norm_backward(k.mlp_norm, weights.mlp_norm, dmlp, dx, dx, want, mlp_norm_gradients_[i]);
     k.mlp_norm = {};
     mark("products");
     weight_gradient(g.out, dbranch, k.attention_out);
@@ -400,7 +400,7 @@ class GptTrainingPass : public TrainingPass {
     const int64_t used = through ? columns : head_columns();
     const Tensor dy = at::mm(dfused.narrow(1, 0, used), m.projection.narrow(0, 0, used));
     mark("norms");
-    return norm_backward(k.attention_norm, weights.attention_norm, dy, dx, /*add=*/true, want,
+    return norm_backward(k.attention_norm, weights.attention_norm, dy, dx, dx, want,
                          attention_norm_gradients_[i]);
   }
 

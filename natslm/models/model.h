@@ -70,6 +70,9 @@ struct TrainingInput {
   // forward pass more, and the memory of one layer plus [B, T, width] for each. (Architectures of
   // decoder.h; the others keep them.)
   bool recompute = false;
+  // Norms, activations and the turning of heads in one pass over memory each, where the
+  // architecture can (ops/fused_layers.h); absent: on a GPU. (On the CPU slow: for tests.)
+  std::optional<bool> fused;
   bool learn_roles = true;  // false: roles are drawn, but nothing is learned of them
   roles::GradientOptions role_gradient;
 };
@@ -116,6 +119,8 @@ class Model {
   // Logits [.., V] of TrainingOutput::hidden [.., width] or some of its rows. Differentiable.
   // Throws Error if the architecture does not tell the two apart.
   virtual at::Tensor output(const at::Tensor& hidden) const;
+  // [V, width] if output() is its product with `hidden` and nothing else; else undefined.
+  virtual at::Tensor output_matrix() const { return {}; }
   // Adds to the attention output of each layer the product of two trainable matrices of this rank
   // (Hu et al. 2021, "LoRA"), at first 0: parameters layers.N.attention.adapter_{down,up}.weight,
   // [rank, Hq * D] and [width, rank]. For training alone: step() does not read them. Throws Error

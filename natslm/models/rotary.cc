@@ -1,6 +1,7 @@
 // Turning and splitting the heads is one pass over the projection on the CPU in float32 (as single
-// tensor operations it cost 6 of them and as many copies); any other device or type takes the
-// tensor operations, which autograd differentiates by itself.
+// tensor operations it cost 6 of them and as many copies), and on a GPU in bf16, where the heads
+// stay in the projection; anything else takes the tensor operations, which autograd differentiates
+// by itself.
 // SPDX-License-Identifier: Apache-2.0
 #include "natslm/models/rotary.h"
 
@@ -14,6 +15,7 @@
 #include <cmath>
 
 #include "natslm/base/error.h"
+#include "natslm/ops/fused_layers.h"
 #include "natslm/ops/parallel.h"
 
 namespace natslm::models {
@@ -206,6 +208,12 @@ Heads Rotary::split_heads(const Tensor& fused, int32_t q_heads, int32_t kv_heads
     const variable_list r =
         SplitHeads::apply(fused, int64_t{q_heads}, int64_t{kv_heads}, cos_, sin_);
     return {.q = r[0], .k = r[1], .v = r[2], .rest = r[3]};
+  }
+  const bool fits = fused.scalar_type() == at::kBFloat16 && fused.is_contiguous() &&
+                    fused.size(2) == (q_heads + 2 * kv_heads) * head_dim_ && head_dim_ % 16 == 0;
+  if (!fused.is_cpu() && fits) {
+    const ops::TurnedHeads turned = ops::turn_heads(fused, q_heads, kv_heads, cos_, sin_);
+    return {.q = turned.q, .k = turned.k, .v = turned.v, .rest = fused.narrow(2, fused.size(2), 0)};
   }
   return split_with_tensor_operations(fused, q_heads, kv_heads, head_dim_, cos_, sin_);
 }

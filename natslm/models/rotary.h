@@ -14,8 +14,8 @@ namespace natslm::models {
 
 // The heads of one fused projection, keys and queries turned to their positions.
 struct Heads {
-  at::Tensor q;     // [B, Hq, T, D] contiguous
-  at::Tensor k, v;  // [B, Hkv, T, D] contiguous
+  at::Tensor q;     // [B, Hq, T, D] with contiguous channels
+  at::Tensor k, v;  // [B, Hkv, T, D] likewise
   at::Tensor rest;  // [B, T, columns beyond the heads]
 };
 
@@ -32,7 +32,8 @@ class Rotary {
   const at::Tensor& sin() const { return sin_; }
 
   // fused [B, T, (q_heads + 2 kv_heads) * D + rest]: q, k, v head by head, then anything else;
-  // token t is at position t. Differentiable.
+  // token t is at position t. Differentiable. May turn the heads in place: nobody else may read
+  // `fused`.
   Heads split_heads(const at::Tensor& fused, int32_t q_heads, int32_t kv_heads) const;
 
   // x [n, H, D] turned to the positions [n] (int32). No gradient. Throws Error for a position

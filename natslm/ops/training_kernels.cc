@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <vector>
+
 #include "natslm/base/error.h"
 #include "natslm/kernels/cross_entropy.h"
 #include "natslm/kernels/fused_norm.h"
@@ -74,10 +76,11 @@ Normed norm(const Tensor& x, const Tensor& branch, const Tensor& weight, const N
 }
 
 Tensor norm_backward(const Normed& forward, const Tensor& weight, const NormOptions& options,
-                     const Tensor& dy, const Tensor& dx, bool add, const Tensor& dweight,
+                     const Tensor& dy, const Tensor& dsum, const Tensor& dx, const Tensor& dweight,
                      bool accumulate) {
   const int64_t rows = forward.sum.size(0), width = forward.sum.size(1);
   check_array(dy, "norm: dy", forward.y.scalar_type(), {rows, width}, forward.sum);
+  if (dsum.defined()) check_array(dsum, "norm: dsum", at::kFloat, {rows, width}, forward.sum);
   check_array(dx, "norm: dx", at::kFloat, {rows, width}, forward.sum);
   check_array(weight, "norm: weight", at::kFloat, {width}, forward.sum);
   if (dweight.defined()) check_array(dweight, "norm: dweight", at::kFloat, {width}, forward.sum);
@@ -91,7 +94,7 @@ Tensor norm_backward(const Normed& forward, const Tensor& weight, const NormOpti
                           .mean = forward.mean.const_data_ptr<float>(),
                           .rstd = forward.rstd.const_data_ptr<float>(),
                           .dy = raw(dy),
-                          .dresidual = add ? data<float>(dx) : nullptr,
+                          .dresidual = data<float>(dsum),
                           .dx = data<float>(dx),
                           .dbranch = raw(dbranch),
                           .dweight = data<float>(dweight),
@@ -128,6 +131,40 @@ Tensor gelu_backward_(const Tensor& x, const Tensor& dy, bool want_y) {
                             .y = raw(y)},
       x);
   return y;
+}
+
+Tensor gated(const Tensor& x, kernels::GateActivation activation) {
+  const int64_t hidden = x.size(-1) / 2;
+  check_array(x, "gated: x", x.scalar_type(), x.sizes(), x);
+  NATSLM_CHECK(x.size(-1) == 2 * hidden, "gated: x has an odd number of columns: ", x.sizes());
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = hidden;
+  Tensor y = at::empty(shape, x.options());
+  run(kernels::GatedForward{.rows = x.numel() / x.size(-1),
+                            .hidden = static_cast<int32_t>(hidden),
+                            .activation = activation,
+                            .dtype = dtype_of(x.scalar_type()),
+                            .x = raw(x),
+                            .y = raw(y)},
+      x);
+  return y;
+}
+
+Tensor gated_backward(const Tensor& x, const Tensor& dy, kernels::GateActivation activation) {
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() /= 2;
+  check_array(x, "gated: x", x.scalar_type(), x.sizes(), x);
+  check_array(dy, "gated: dy", x.scalar_type(), shape, x);
+  Tensor dx = at::empty_like(x);
+  run(kernels::GatedBackward{.rows = x.numel() / x.size(-1),
+                             .hidden = static_cast<int32_t>(shape.back()),
+                             .activation = activation,
+                             .dtype = dtype_of(x.scalar_type()),
+                             .x = raw(x),
+                             .dy = raw(dy),
+                             .dx = raw(dx)},
+      x);
+  return dx;
 }
 
 void rotate_heads_(const Tensor& fused, int64_t heads, const Tensor& cos, const Tensor& sin) {
@@ -184,10 +221,11 @@ Tensor rotate_heads_backward(const Tensor& dq_in, const Tensor& dk_in, const Ten
 }
 
 Tensor cross_entropy_rows_(const Tensor& logits, const Tensor& targets, int64_t vocabulary,
-                           bool gradient, double weight) {
+                           bool gradient, double weight, const Tensor& weights) {
   const int64_t rows = logits.size(0);
   check_array(logits, "cross entropy: logits", logits.scalar_type(), logits.sizes(), logits);
   check_array(targets, "cross entropy: targets", at::kInt, {rows}, logits);
+  if (weights.defined()) check_array(weights, "cross entropy: weights", at::kFloat, {rows}, logits);
   Tensor loss = at::empty({rows}, logits.options().dtype(at::kFloat));
   run(kernels::CrossEntropy{.rows = rows,
                             .vocabulary = static_cast<int32_t>(vocabulary),
@@ -197,7 +235,8 @@ Tensor cross_entropy_rows_(const Tensor& logits, const Tensor& targets, int64_t 
                             .targets = targets.const_data_ptr<int32_t>(),
                             .loss = data<float>(loss),
                             .gradient = gradient,
-                            .weight = static_cast<float>(weight)},
+                            .weight = static_cast<float>(weight),
+                            .weights = data<float>(weights)},
       logits);
   return loss;
 }

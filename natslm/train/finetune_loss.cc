@@ -3,6 +3,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/log_softmax.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -12,6 +13,7 @@
 #include <algorithm>
 
 #include "natslm/base/error.h"
+#include "natslm/ops/training_kernels.h"
 #include "natslm/train/finetune_options.h"
 
 namespace natslm::train {
@@ -60,6 +62,12 @@ LogitsLoss logits_loss(const std::string& kind, const Tensor& logits, const Tens
   return {(loss * weights).sum(at::kDouble), gradient};
 }
 
+// Whether cross-entropy and its gradient are one kernel over the logits of this output matrix.
+bool has_fused_loss(const Tensor& matrix) {
+  return matrix.defined() && !matrix.is_cpu() && matrix.scalar_type() == at::kBFloat16 &&
+         matrix.size(0) % 8 == 0;
+}
+
 }  // namespace
 
 RowsLoss rows_loss(const models::Model& model, const std::string& kind, const Tensor& hidden,
@@ -77,6 +85,7 @@ RowsLoss rows_loss(const models::Model& model, const std::string& kind, const Te
   NATSLM_ASSERT(!imitates || teacher.defined());
   const Tensor dense_all = imitates ? teacher.reshape({-1, width}) : Tensor();
 
+  const Tensor matrix = model.output_matrix();
   const int64_t logits = all.is_cpu() ? kLogitsOnCpu : kLogits;
   const int64_t portion = std::max<int64_t>(16, logits / std::max(1, model.config().vocabulary));
   for (int64_t begin = 0; begin < n; begin += portion) {
@@ -87,6 +96,14 @@ RowsLoss rows_loss(const models::Model& model, const std::string& kind, const Te
       const Tensor error = h.to(at::kFloat) - dense.to(at::kFloat);
       result.loss += (error.square().mean(-1) * w).sum(at::kDouble);
       gradient.index_copy_(0, rows, error * (w * (2.0 / static_cast<double>(width))).unsqueeze(-1));
+      continue;
+    }
+    if (kind == kCrossEntropy && has_fused_loss(matrix)) {
+      const Tensor logit_rows = at::mm(h.to(matrix.scalar_type()), matrix.t());
+      const Tensor losses = ops::cross_entropy_rows_(
+          logit_rows, target.index_select(0, rows).to(at::kInt), matrix.size(0), true, 1, w);
+      result.loss += (losses * w).sum(at::kDouble);
+      gradient.index_copy_(0, rows, at::mm(logit_rows, matrix).to(at::kFloat));
       continue;
     }
     const Rows forward = logits_of(model, h);

@@ -81,6 +81,44 @@ TEST_P(EveryCase, NeedsNoMoreThanBf16ForWeightsThatAreBf16Numbers) {
             kTolerance);
 }
 
+// On the CPU the fused pass runs on the reference kernels, in float32: what is tested is what the
+// decoder makes of them.
+TEST_P(EveryCase, FusedNormsAndActivationsGiveTheSameHiddenStatesAndGradients) {
+  const auto model =
+      open_pretrained(write_folder(a_case()), {.context = a_case()["context"].get<int32_t>(),
+                                               .roles = {.set = roles::RoleSet::kGls, .window = 3},
+                                               .seed = 5});
+  struct Pass {
+    Tensor hidden, price;
+    std::vector<Tensor> gradients;
+  };
+  const auto pass = [&](bool fused, bool recompute) {
+    for (const auto& [name, tensor] : model->parameters()) tensor.mutable_grad() = Tensor();
+    TrainingInput input;
+    input.tokens = golden_tokens().unsqueeze(0);
+    input.fused = fused;
+    input.recompute = recompute;
+    input.want_logits = false;
+    const TrainingOutput out = model->forward(input);
+    (out.hidden.pow(3).mean() + out.price).backward();
+    Pass result = {.hidden = out.hidden.detach(), .price = out.price.detach(), .gradients = {}};
+    for (const auto& [name, tensor] : model->parameters())
+      if (tensor.requires_grad()) result.gradients.push_back(tensor.grad().clone());
+    return result;
+  };
+  const Pass plain = pass(false, false);
+  for (const bool recompute : {false, true}) {
+    const Pass fused = pass(true, recompute);
+    EXPECT_LE(worst_difference(fused.hidden, plain.hidden), 1e-4);
+    EXPECT_LE(worst_difference(fused.price, plain.price), 1e-6);
+    ASSERT_EQ(fused.gradients.size(), plain.gradients.size());
+    for (size_t i = 0; i < plain.gradients.size(); ++i) {
+      EXPECT_LE(worst_difference(fused.gradients[i], plain.gradients[i]),
+                1e-3 * plain.gradients[i].abs().max().item<double>());
+    }
+  }
+}
+
 TEST(Rope, HasTheFrequenciesOfPublishedModelsToTheLastDigits) {
   std::ifstream file(kGolden / "frequencies.json");
   const Json all = Json::parse(file);

@@ -17,6 +17,7 @@
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/rsqrt.h>
+#include <ATen/ops/silu.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
 
@@ -97,7 +98,7 @@ TEST_P(TrainingKernels, NormIsTheDefinitionForwardAndBack) {
           const Tensor expected_dweight =
               w.grad() + (add ? wide(dweight) : at::zeros_like(w.grad()));
           const Tensor dbranch =
-              norm_backward(out, weight, options, dy, dx, add, dweight, /*accumulate=*/add);
+              norm_backward(out, weight, options, dy, add ? dx : Tensor(), dx, dweight, add);
           expect_rounded(dx, expected, 1e-5);
           expect_rounded(dbranch, expected, 1e-5);
           expect_rounded(dweight, expected_dweight, 1e-5);
@@ -114,12 +115,12 @@ TEST_P(TrainingKernels, NormOfManyRowsAddsUpTheWeightsGradient) {
                dy = random({rows, width});
   const Normed out = norm(x, {}, weight, {}, type());
   Tensor dx = at::empty({rows, width}, x.options()), dweight = at::empty({width}, x.options());
-  norm_backward(out, weight, {}, dy, dx, false, dweight, false);
+  norm_backward(out, weight, {}, dy, {}, dx, dweight, false);
   const Tensor truth =
       (wide(dy) * (wide(x) - wide(out.mean).unsqueeze(1)) * wide(out.rstd).unsqueeze(1)).sum(0);
   expect_rounded(dweight, truth, 1e-5);
   Tensor again = at::empty({width}, x.options());
-  norm_backward(out, weight, {}, dy, dx, false, again, false);
+  norm_backward(out, weight, {}, dy, {}, dx, again, false);
   EXPECT_TRUE(at::equal(again, dweight));
 }
 
@@ -134,6 +135,26 @@ TEST_P(TrainingKernels, GeluIsTheDefinitionForwardAndBack) {
     expect_rounded(dx, truth_x.grad());
     EXPECT_TRUE(at::equal(y, ops::gelu(x)));
     EXPECT_FALSE(gelu_backward_(x, dx, false).defined());
+  }
+}
+
+TEST_P(TrainingKernels, GatedActivationsAreTheirDefinitionsForwardAndBack) {
+  using enum kernels::GateActivation;
+  for (const auto activation : {kSilu, kGelu, kGeluTanh}) {
+    for (const int64_t hidden : {8, 24, 1536, 8192}) {
+      for (const int64_t rows : {1, 37}) {
+        SCOPED_TRACE(testing::Message() << static_cast<int>(activation) << " hidden " << hidden);
+        const Tensor x = random({rows, 2 * hidden}, 3), dy = random({rows, hidden});
+        const Tensor leaf_x = leaf(x), gate = leaf_x.narrow(1, 0, hidden);
+        const Tensor activated = activation == kSilu   ? at::silu(gate)
+                                 : activation == kGelu ? at::gelu(gate, "none")
+                                                       : at::gelu(gate, "tanh");
+        const Tensor truth = activated * leaf_x.narrow(1, hidden, hidden);
+        expect_rounded(gated(x, activation), truth.detach());
+        truth.backward(wide(dy));
+        expect_rounded(gated_backward(x, dy, activation), leaf_x.grad());
+      }
+    }
   }
 }
 
@@ -202,6 +223,23 @@ TEST_P(TrainingKernels, CrossEntropyIsTheDefinitionWithItsGradient) {
   }
 }
 
+TEST_P(TrainingKernels, CrossEntropyWeighsEachRowsGradientAndNoLoss) {
+  const int64_t rows = 5, vocabulary = 96;
+  const Tensor logits = random({rows, vocabulary}, 4), same = logits.clone();
+  const Tensor targets = at::randint(vocabulary, {rows}, at::kInt);
+  Tensor weights = random_float({rows});
+  weights.narrow(0, 2, 1).zero_();
+  const Tensor x = leaf(logits);
+  const Tensor truth =
+      -at::log_softmax(x, 1).gather(1, targets.to(at::kLong).unsqueeze(1)).squeeze(1);
+  const Tensor loss =
+      cross_entropy_rows_(logits, targets.to(kDevice), vocabulary, true, 0.5, weights);
+  EXPECT_TRUE(
+      at::equal(loss, cross_entropy_rows_(same, targets.to(kDevice), vocabulary, false, 1)));
+  (truth * wide(weights)).sum().backward();
+  expect_rounded(logits, 0.5 * x.grad(), 2.5e-7);
+}
+
 TEST_P(TrainingKernels, CrossEntropyOfATargetOutsideTheVocabularyIsNotANumber) {
   for (const int target : {-1, 13, 64, 1 << 30}) {
     Tensor logits = random({1, 64});
@@ -217,6 +255,12 @@ TEST_P(TrainingKernels, WhatDoesNotFitIsNamed) {
   EXPECT_THROW(
       cross_entropy_rows_(random({4, 16}), at::full({3}, 0, at::kInt).to(kDevice), 16, true, 1),
       Error);
+  EXPECT_THROW(cross_entropy_rows_(random({4, 16}), at::full({4}, 0, at::kInt).to(kDevice), 16,
+                                   true, 1, random_float({3})),
+               Error);
+  EXPECT_THROW(gated(random({4, 9}), kernels::GateActivation::kSilu), Error);
+  EXPECT_THROW(gated_backward(random({4, 16}), random({4, 16}), kernels::GateActivation::kSilu),
+               Error);
   EXPECT_THROW(rotate_heads_(random({1, 8, 64}), 2, random_float({4, 16}), random_float({4, 16})),
                Error);
 }

@@ -76,14 +76,14 @@ __global__ void __launch_bounds__(kThreads, 3) kernel(CrossEntropy p) {
   if (threadIdx.x == 0) p.loss[row] = log2_sum * kLn2 - chosen;
   if (!p.gradient) return;
 
+  const float weight = p.weights ? p.weight * p.weights[row] : p.weight;
 #pragma unroll 4
   for (int32_t c = 8 * static_cast<int32_t>(threadIdx.x); c < p.columns; c += 8 * kThreads) {
     Floats8 v = load8(logits + c);
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const float softmax = power_of_2(v.v[e] * kLog2E - log2_sum);
-      v.v[e] =
-          c + e >= p.vocabulary ? 0.0f : p.weight * (softmax - (c + e == target ? 1.0f : 0.0f));
+      v.v[e] = c + e >= p.vocabulary ? 0.0f : weight * (softmax - (c + e == target ? 1.0f : 0.0f));
     }
     store8(logits + c, v);
   }

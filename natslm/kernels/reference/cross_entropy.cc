@@ -32,9 +32,10 @@ void run(const CrossEntropy& p) {
         inside ? static_cast<float>(top + std::log(sum) - load(p.logits, p.dtype, first + target))
                : std::numeric_limits<float>::quiet_NaN();
     if (!p.gradient) continue;
+    const double weight = p.weights ? double{p.weight} * p.weights[r] : p.weight;
     for (int32_t v = 0; v < p.vocabulary; ++v) {
       const double softmax = std::exp(load(p.logits, p.dtype, first + v) - top) / sum;
-      store(p.logits, p.dtype, first + v, p.weight * (softmax - (v == target ? 1 : 0)));
+      store(p.logits, p.dtype, first + v, weight * (softmax - (v == target ? 1 : 0)));
     }
     for (int32_t v = p.vocabulary; v < p.columns; ++v) store(p.logits, p.dtype, first + v, 0);
   }
